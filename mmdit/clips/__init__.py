@@ -1,0 +1,1 @@
+"""Finding, checking and decoding source videos; the made fashion clips."""

@@ -1,0 +1,1 @@
+"""The codec (video VAE) behind one interface; the latent store: write, verify, read."""

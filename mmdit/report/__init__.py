@@ -1,0 +1,1 @@
+"""The pages, plots and pictures that a person looks at."""

@@ -1,0 +1,1 @@
+"""Training: recipe, data order, the loop, moving average, checkpoints."""

@@ -1,0 +1,138 @@
+"""The recipe of a training run. The docstring under each field is its help."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mmdit.config import Config
+
+
+class DataConfig(Config):
+    """Which encoded clips, and how many at a time."""
+
+    store: Path
+    """Folder of the latent store, as `mmdit encode` wrote it."""
+    split: str = "train"
+    """Split that is trained on."""
+    validation_split: str = "validation"
+    """Split that the held-out loss is measured on; it may be missing from the store."""
+    batch_size: int = Field(32, ge=1)
+    """Clips a step, over all processes together."""
+    image_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the steps that train on single frames (the first latent frame of each clip)."""
+
+
+class TextConfig(Config):
+    """How captions become vectors."""
+
+    encoder: str = "embedded"
+    """"embedded" (a small one, trained with the network), or a folder or hub name of a transformers encoder, frozen."""
+    width: int = Field(128, ge=8)
+    """Width of the embedded encoder."""
+    depth: int = Field(2, ge=1)
+    """Layers of the embedded encoder."""
+    heads: int = Field(4, ge=1)
+    """Attention heads of the embedded encoder."""
+    max_tokens: int = Field(24, ge=3)
+    """Longest caption in tokens, for the embedded encoder; longer ones are cut, and counted."""
+
+
+class ConditionConfig(Config):
+    """What the network is told, and how often it is not told it, so that guidance has a null condition."""
+
+    labels: bool = False
+    """Condition on class labels."""
+    text: TextConfig | None = None
+    """Condition on captions; null for none."""
+    drop_label: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the samples whose label is the null label."""
+    drop_text: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the samples whose caption is the empty prompt."""
+
+
+class ModelConfig(Config):
+    """The network; sizes of the latents come from the store."""
+
+    preset: str = "tiny"
+    """A named size (DiT-S/2 to DiT-XL/8, tiny); the fields below override it where they are set."""
+    depth: int | None = Field(None, ge=1)
+    """Number of blocks."""
+    hidden_size: int | None = Field(None, ge=8)
+    """Width."""
+    num_heads: int | None = Field(None, ge=1)
+    """Attention heads."""
+    patch_size: tuple[int, int, int] | None = None
+    """(time, height, width) of a patch, in latent cells."""
+    mlp_ratio: float = Field(4.0, gt=0.0)
+    """Inner width of the MLP over the width."""
+    layout: Literal["space", "factorized", "alternating", "joint"] = "factorized"
+    """Which attentions each block has."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """How tokens know their place."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Norm before each sub-layer."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Kind of MLP."""
+    qk_norm: bool = False
+    """RMS norm on queries and keys."""
+    attention_backend: Literal["auto", "math", "sdpa", "xformers"] = "auto"
+    """Attention kernel."""
+
+
+class FlowConfig(Config):
+    """Rectified flow."""
+
+    times: Literal["logit-normal", "uniform"] = "logit-normal"
+    """Distribution of the times that are trained."""
+    shift: float = Field(1.0, gt=0.0)
+    """Shift of the times toward noise, in training and sampling."""
+
+
+class OptimizerConfig(Config):
+    """AdamW, with Muon for the matrices of the blocks as an option; linear warm-up, then a decay."""
+
+    lr: float = Field(1e-4, gt=0.0)
+    """Learning rate of AdamW."""
+    muon_lr: float | None = Field(None, gt=0.0)
+    """Learning rate of Muon for the blocks' attention and MLP matrices; null trains them with AdamW too."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """Decoupled weight decay, of both."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up: stay, or fall to zero at the last step."""
+    clip_norm: float | None = Field(1.0, gt=0.0)
+    """Largest gradient norm; null does not clip."""
+
+
+class RunConfig(Config):
+    """A training run."""
+
+    seed: int = 0
+    """Order, noise, timesteps, dropout and initial weights are functions of it."""
+    steps: int = Field(ge=1)
+    """Optimizer steps in all."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the products; "auto" is bfloat16 where the device is quick at it."""
+    data: DataConfig
+    conditions: ConditionConfig = ConditionConfig()
+    model: ModelConfig = ModelConfig()
+    flow: FlowConfig = FlowConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema_decay: float = Field(0.9999, ge=0.0, lt=1.0)
+    """Decay of the weights' moving average; it rises to this from 0 over the first steps."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = Field(500, ge=1)
+    """Steps between measurements of the held-out loss."""
+    validation_clips: int = Field(64, ge=1)
+    """At most so many clips for the held-out loss."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+    stop_after_bad_steps: int = Field(10, ge=1)
+    """So many steps in a row without a finite loss and gradient stop the run."""

@@ -1,0 +1,153 @@
+"""A run: everything that training holds, and how it is put together from a recipe."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
+from mmdit.diffusion import RectifiedFlow
+from mmdit.errors import Refused
+from mmdit.latents.store import LatentStore
+from mmdit.models import DiT, create_model
+from mmdit.seeds import seed_at
+from mmdit.training.config import RunConfig
+from mmdit.training.data import TrainingData
+from mmdit.training.ema import EMA
+from mmdit.training.optimizer import make_optimizers
+
+# What each caption of a split is to the trainee: (ids, mask) for a trained encoder, (pooled,) for a frozen one.
+CaptionTable = tuple[Tensor, ...]
+
+
+class Trainee(nn.Module):
+    """What is trained, as one module: the network, and the text encoder where it is trained along."""
+
+    def __init__(self, transformer: DiT, text_encoder: TextEncoder | None) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, labels: Tensor | None, captions: CaptionTable | None
+    ) -> Tensor:
+        """Noised latents (B, C, F, H, W) to the prediction; `captions` are rows of a caption table."""
+        text = None
+        if captions is not None:
+            text = captions[0] if self.text_encoder is None else self.text_encoder(*captions).pooled
+        return self.transformer(latents, timesteps, labels=labels, text=text)
+
+
+@dataclass
+class Run:
+    """Everything a run holds while it is trained."""
+
+    config: RunConfig
+    folder: Path
+    accelerator: Accelerator
+    store: LatentStore
+    flow: RectifiedFlow
+    splits: dict[str, TrainingData]
+    """"train", and "validation" where the store has such a split."""
+    captions: dict[str, CaptionTable]
+    """For each split, where the recipe conditions on text."""
+    trainee: Trainee
+    module: nn.Module
+    """The trainee as accelerate wrapped it."""
+    optimizers: list[torch.optim.Optimizer]
+    ema: EMA
+    step: int = 0
+    """Optimizer steps done."""
+    bad_steps: int = 0
+    """Steps in a row without a finite loss and gradient."""
+    window: tuple[float, int] = (0.0, 0)
+    """Sum and count of the losses since the last logged line."""
+
+
+def begin_run(config: RunConfig, folder: Path) -> Run:
+    """Reads the store and builds the network and all that trains it, at step 0.
+
+    Raises:
+        Refused: the store does not hold what the recipe asks for, or the batch does not divide over the processes.
+    """
+    store = LatentStore.open(config.data.store)
+    flow = RectifiedFlow(config.flow.times, config.flow.shift)
+    splits = {"train": TrainingData(store, config.data.split, config, flow)}
+    if len(store.split(config.data.validation_split)) > 0:
+        splits["validation"] = TrainingData(store, config.data.validation_split, config, flow)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision))
+    if config.data.batch_size % accelerator.num_processes:
+        raise Refused(
+            "the batch does not divide over the processes",
+            got=f"data.batch_size {config.data.batch_size} on {accelerator.num_processes} processes",
+            expected="a multiple of the number of processes",
+        )
+    text_encoder = _text_encoder(config, splits["train"].captions)
+    is_trained = text_encoder is not None and text_encoder.training
+    captions = {
+        name: _caption_table(text_encoder, split.captions)
+        for name, split in splits.items()
+        if text_encoder is not None
+    }
+    set_seed(seed_at(config.seed, "weights") % 2**32)  # initial weights come from torch's own generators
+    transformer = _transformer(config, store, text_encoder)
+    trainee = Trainee(transformer, text_encoder if is_trained else None)
+    module, *optimizers = accelerator.prepare(trainee, *make_optimizers(trainee, config.optimizer))
+    ema = EMA(trainee, config.ema_decay)
+    return Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema)
+
+
+def _mixed_precision(precision: str) -> str:
+    if precision == "auto":
+        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        precision = "bfloat16" if quick else "float32"
+    return "bf16" if precision == "bfloat16" else "no"
+
+
+def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:
+    """In training mode exactly when it is to be trained."""
+    text = config.conditions.text
+    if text is None:
+        return None
+    if text.encoder != "embedded":
+        return load_text_encoder(text.encoder)
+    encoder = build_text_encoder(
+        captions,
+        width=text.width,
+        depth=text.depth,
+        heads=text.heads,
+        max_tokens=text.max_tokens,
+        seed=seed_at(config.seed, "text encoder"),
+    )
+    return encoder.train()
+
+
+@torch.no_grad()
+def _caption_table(encoder: TextEncoder, captions: list[str]) -> CaptionTable:
+    ids, mask = encoder.tokenize(captions)
+    if encoder.training:
+        longest = int(mask.sum(1).max())  # padding that no caption needs would cost time in every step
+        return ids[:, :longest], mask[:, :longest]
+    return (torch.cat([encoder(i, m).pooled.cpu() for i, m in zip(_parts(ids), _parts(mask), strict=True)]),)
+
+
+def _parts(rows: Tensor) -> Iterator[Tensor]:
+    yield from rows.split(64)
+
+
+def _transformer(config: RunConfig, store: LatentStore, text_encoder: TextEncoder | None) -> DiT:
+    channels, frames, height, width = store.latent_shape
+    return create_model(
+        config.model.preset,
+        sample_size=(frames, height, width),
+        in_channels=channels,
+        num_classes=len(store.labels) if config.conditions.labels else 0,
+        text_dim=text_encoder.dim if text_encoder is not None else 0,
+        **config.model.model_dump(exclude={"preset"}, exclude_none=True),
+    )

@@ -1,0 +1,1 @@
+"""Generation pipelines in the form of diffusers."""

@@ -1,0 +1,259 @@
+"""`ClipPipeline`: prompts and labels in, clips out, in the diffusers form.
+
+Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; pixels (frame, height, width).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from mmdit import seeds
+from mmdit.clips.video import clip_to_frames
+from mmdit.conditioning import Labels, TextEncoder
+from mmdit.diffusion import guided, sample
+from mmdit.errors import Refused
+from mmdit.latents.codec import Codec
+from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+@dataclass
+class ClipPipelineOutput(BaseOutput):
+    """`frames`, by output type: "np" float32 (N, frame, height, width, 3) in [0, 1]; "pt" float32
+    (N, 3, frame, height, width) in [-1, 1]; "pil" a list of N lists of images; "latent" float32 (N, C, F, H, W).
+    """
+
+    frames: Any
+
+
+class ClipPipeline(DiffusionPipeline):
+    """Makes clips, and images as clips of one frame, with a trained DiT.
+
+    Args:
+        transformer: the network (`mmdit.models.DiT`).
+        vae: the codec's diffusers model.
+        scheduler: a diffusers scheduler that fits what the network predicts.
+        text_encoder, tokenizer: of transformers; None for a network without text.
+        label_names: the network's labels, in the order of their ids; None for a network without labels.
+        clip: {"frames", "size": [height, width], "fps"} of the clips it was trained on: what is made by default.
+        origin: where the weights come from (step, hashes); goes into the files that are made.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012  (diffusers reads this name)
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        label_names: Sequence[str] | None = None,
+        clip: dict[str, Any] | None = None,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        names = list(label_names) if label_names is not None else None
+        self.register_to_config(label_names=names, clip=clip, origin=origin)
+        if transformer.config.num_classes != len(names or ()):
+            raise Refused(
+                "the label names are not those of the network",
+                got=f"{len(names or ())} names",
+                expected=f"{transformer.config.num_classes}",
+            )
+
+    @property
+    def codec(self) -> Codec:
+        """The vae with its normalisation and frame rule."""
+        return Codec(self.vae)
+
+    @property
+    def labels(self) -> Labels | None:
+        """The labels the network knows, or None."""
+        return Labels(self.config.label_names) if self.config.label_names else None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the network reads prompts."""
+        return self.transformer.config.text_dim > 0
+
+    def default_size(self) -> tuple[int, int, int]:
+        """(frames, height, width) of the clips it was trained on."""
+        if self.config.clip:
+            return self.config.clip["frames"], *self.config.clip["size"]
+        frames, height, width = self.transformer.config.sample_size
+        return self.codec.clip_frames(frames), height * self.codec.space_factor, width * self.codec.space_factor
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        label: Any = None,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 12,
+        guidance_scale: float = 2.0,
+        num_clips_per_prompt: int = 1,
+        seed: int = 0,
+        first_index: int = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int = 16,
+        precision: str = "float32",
+        output_type: str = "np",
+        return_dict: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Makes `num_clips_per_prompt` clips for each prompt or label, those of one prompt side by side.
+
+        Clip i is a function of its condition, the seed and first_index + i: not of the batch it is made in, so a long
+        list can be made in parts. `generator` takes the place of the seed, as elsewhere in diffusers.
+
+        Args:
+            prompt, label: one or several; of both, pairs. A prompt of "" asks for anything.
+            num_frames, height, width: None for those of the training clips; one frame is an image.
+            guidance_scale: 1 is without guidance, and half the work.
+            batch_size: clips sampled at a time.
+            precision: "float32", or "bfloat16" for the network's products.
+            output_type: "np", "pt", "pil" or "latent"; see `ClipPipelineOutput`.
+            progress: called after each step with (steps done, steps in all), beside diffusers' own progress bar.
+
+        Raises:
+            Refused: before any work, for what the model cannot make.
+        """
+        conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
+        check_sampling(
+            steps=num_inference_steps,
+            guidance=guidance_scale,
+            seed=seed,
+            first_index=first_index,
+            clips_each=num_clips_per_prompt,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        check_choice("output type", output_type, OUTPUT_TYPES)
+        clips = len(conditions) * num_clips_per_prompt
+        grid = self.latent_grid(num_frames, height, width, clips=clips)
+        _check_generators(generator, clips)
+
+        conditions = [condition for condition in conditions for _ in range(num_clips_per_prompt)]
+        text = self._read_prompts([condition.prompt for condition in conditions], batch_size)
+        made = []
+        starts = range(0, clips, batch_size)
+        with self.progress_bar(total=len(starts) * num_inference_steps) as bar:
+            for number, start in enumerate(starts):
+
+                def after_step(step: int, before: int = number * num_inference_steps) -> None:
+                    bar.update()
+                    if progress is not None:
+                        progress(before + step, len(starts) * num_inference_steps)
+
+                rows = range(start, min(start + batch_size, clips))
+                latents = sample(
+                    self._predictor(conditions[start : rows.stop], text, guidance_scale, precision),
+                    self._noise(rows, grid, seed, first_index, generator),
+                    self.scheduler,
+                    num_inference_steps,
+                    after_step=after_step,
+                )  # (B, C, F, H, W)
+                made.append((latents if output_type == "latent" else self.codec.decode(latents)).float().cpu())
+        self.maybe_free_model_hooks()
+        frames = _as_output(torch.cat(made), output_type)
+        return ClipPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def latent_grid(
+        self, num_frames: int | None = None, height: int | None = None, width: int | None = None, *, clips: int = 1
+    ) -> tuple[int, int, int]:
+        """The latent grid (F, H, W) of clips of this size; Refused, naming the nearest size, for an impossible one."""
+        default = self.default_size()
+        return check_size(
+            self.codec,
+            self.transformer.config.patch_size,
+            frames=default[0] if num_frames is None else num_frames,
+            height=default[1] if height is None else height,
+            width=default[2] if width is None else width,
+            clips=clips,
+        )
+
+    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, Tensor] | None:
+        """The pooled text (D,) of each prompt and of the empty one, which is the null condition."""
+        if not self.has_text:
+            return None
+        encoder = TextEncoder(self.text_encoder, self.tokenizer)
+        unlike = list(dict.fromkeys(["", *prompts]))
+        ids, mask = encoder.tokenize(unlike)  # once for all, so that a warning comes once
+        parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+        device = self._execution_device
+        pooled = torch.cat([encoder(i.to(device), m.to(device)).pooled for i, m in parts])
+        return dict(zip(unlike, pooled, strict=True))
+
+    def _predictor(
+        self, conditions: list[Condition], text: dict[str, Tensor] | None, guidance: float, precision: str
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """predict(x_t, timesteps) of a batch under its conditions, with guidance."""
+        nothing = [Condition("", None)] * len(conditions)
+        alone = self._inputs(conditions, text)
+        both = self._inputs(conditions + nothing, text) if guidance != 1 else {}
+
+        def predict(inputs: dict[str, Tensor], x_t: Tensor, timesteps: Tensor) -> Tensor:
+            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                return self.transformer(x_t.to(self.transformer.dtype), timesteps, **inputs)
+
+        return guided(partial(predict, both), partial(predict, alone), guidance)
+
+    def _inputs(self, conditions: list[Condition], text: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """What the network takes besides latents and timesteps, a row a condition."""
+        inputs = {}
+        if self.labels is not None:
+            null = self.labels.null_id
+            ids = [null if condition.label is None else condition.label for condition in conditions]
+            inputs["labels"] = torch.tensor(ids, device=self._execution_device)
+        if text is not None:
+            inputs["text"] = torch.stack([text[condition.prompt] for condition in conditions])
+        return inputs
+
+    def _noise(
+        self,
+        rows: range,
+        grid: tuple[int, int, int],
+        seed: int,
+        first_index: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> Tensor:
+        """Standard normal (B, C, F, H, W) for the clips `rows` of the call."""
+        shape = (self.transformer.config.in_channels, *grid)
+        if generator is None:
+            noise = [seeds.normal(shape, seed, "sample", first_index + row) for row in rows]
+        else:
+            drawn_by = [generator] * rows.stop if isinstance(generator, torch.Generator) else generator
+            noise = [torch.randn(shape, generator=drawn_by[row], device=drawn_by[row].device) for row in rows]
+        return torch.stack(noise).to(self._execution_device)
+
+
+def _check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, clips: int) -> None:
+    if isinstance(generator, list | tuple) and len(generator) != clips:
+        raise Refused("not one generator a clip", got=f"{len(generator)} generators", expected=f"{clips}")
+
+
+def _as_output(made: Tensor, output_type: str) -> Any:
+    """Clips (N, 3, frame, height, width) in [-1, 1], or latents, to what `ClipPipelineOutput` says."""
+    if output_type in ("pt", "latent"):
+        return made
+    if output_type == "np":
+        frames: np.ndarray = ((made + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
+        return frames
+    return [[Image.fromarray(frame) for frame in clip_to_frames(clip)] for clip in made]

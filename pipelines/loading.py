@@ -1,0 +1,165 @@
+"""From a folder on disk to a pipeline: a run, one of its checkpoints, or a saved pipeline."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from mmdit.conditioning import Labels, TextEncoder, load_text_encoder
+from mmdit.conditioning.text import quiet
+from mmdit.errors import Refused
+from mmdit.latents.codec import Codec, load_codec
+from mmdit.models import DiT
+from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.request import check_choice
+from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
+
+WEIGHTS = ("ema", "raw")
+EXPECTED = "a run folder, one of its checkpoints, or a pipeline folder"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What clips can be generated from, as read from its small files: no weights are loaded yet.
+
+    `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder.
+    """
+
+    folder: Path
+    labels: Labels | None
+    has_text: bool
+    clip: dict[str, Any] | None
+    origin: dict[str, Any]
+    state: dict[str, Any] | None
+
+
+def find_source(path: str | Path, *, fallback: bool = False) -> Source:
+    """Looks at a run folder (its newest checkpoint), a checkpoint or a pipeline folder; a checkpoint is verified.
+
+    Args:
+        fallback: when the newest checkpoint of a run is damaged, take the newest one that is not.
+
+    Raises:
+        Refused: there is nothing to generate from, or it is damaged.
+    """
+    folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        return _pipeline_source(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = find_checkpoint(folder, fallback=fallback)
+    elif (folder / "state.json").is_file():
+        verify_checkpoint(folder)
+    elif (folder / "run" / "checkpoints").is_dir():
+        raise Refused("this is not a run folder", got=folder, expected=EXPECTED, fix=f"did you mean {folder / 'run'}?")
+    else:
+        got = "a file" if folder.is_file() else "a folder without any" if folder.is_dir() else "no such folder"
+        raise Refused("nothing to generate from", where=folder, got=got, expected=EXPECTED)
+    state = read_state(folder)
+    origin = {"step": state["step"], "checkpoint": _sha256(folder / "manifest.json")}
+    config = folder.parent.parent / "config.yaml"
+    if config.is_file():
+        origin["config"] = _sha256(config)
+    names = state["label_names"]
+    return Source(folder, Labels(names) if names else None, bool(state["text_encoder"]), state["clip"], origin, state)
+
+
+def load_pipeline(
+    source: str | Path | Source,
+    *,
+    weights: str = "ema",
+    codec: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> ClipPipeline:
+    """The pipeline of a run folder, a checkpoint or a pipeline folder.
+
+    Args:
+        source: the folder, or what `find_source` said of it.
+        weights: of a checkpoint, the averaged ones ("ema") or those last trained ("raw").
+        codec: where the codec lies now, if not where the clips were encoded with it.
+
+    Raises:
+        Refused: nothing to generate from, something damaged, or a codec other than that of the training clips.
+    """
+    source = source if isinstance(source, Source) else find_source(source)
+    check_choice("weights", weights, WEIGHTS)
+    with quiet():
+        if source.state is None:
+            return _load_saved(source).to(device)
+        return _load_checkpoint(source, source.state, weights, codec).to(device)
+
+
+def _pipeline_source(folder: Path) -> Source:
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        network = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused("not a whole pipeline folder", where=folder, got=str(error)) from None
+    if index.get("_class_name") != ClipPipeline.__name__:
+        raise Refused("a pipeline of another kind", where=folder, got=index.get("_class_name"), expected="ClipPipeline")
+    labels = Labels(index["label_names"]) if index.get("label_names") else None
+    return Source(folder, labels, network.get("text_dim", 0) > 0, index.get("clip"), index.get("origin") or {}, None)
+
+
+def _load_saved(source: Source) -> ClipPipeline:
+    from diffusers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    try:
+        return ClipPipeline.from_pretrained(str(source.folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused("the pipeline folder cannot be loaded", where=source.folder, got=first_line) from error
+    finally:
+        theirs.enable_progress_bar()
+
+
+def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec: str | Path | None) -> ClipPipeline:
+    folder = source.folder / "ema" if weights == "ema" else source.folder
+    transformer = DiT.from_pretrained(folder / "transformer").eval()
+    encoder = _load_encoder(folder, state, transformer)
+    return ClipPipeline(
+        transformer=transformer,
+        vae=_load_codec(state["codec"], codec).vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=state["flow"]["shift"]),
+        text_encoder=encoder.model if encoder else None,
+        tokenizer=encoder.tokenizer if encoder else None,
+        label_names=state["label_names"] or None,
+        clip=source.clip,
+        origin={**source.origin, "weights": weights},
+    )
+
+
+def _load_encoder(folder: Path, state: dict[str, Any], transformer: DiT) -> TextEncoder | None:
+    if not state["text_encoder"]:
+        return None
+    trained_along = (folder / "text_encoder").is_dir()
+    encoder = load_text_encoder(folder if trained_along else state["text_encoder"])
+    if encoder.dim != transformer.config.text_dim:
+        raise Refused(
+            "the text encoder is not the one of the training",
+            where=state["text_encoder"],
+            got=f"{encoder.dim} features",
+            expected=f"{transformer.config.text_dim}",
+        )
+    return encoder
+
+
+def _load_codec(trained_with: dict[str, Any], moved_to: str | Path | None) -> Codec:
+    codec = load_codec(moved_to or trained_with["name"])
+    if codec.fingerprint != trained_with["fingerprint"]:
+        raise Refused(
+            "the codec is not the one that the clips were encoded with",
+            where=moved_to or trained_with["name"],
+            got=f"fingerprint {codec.fingerprint[:16]}",
+            expected=f"fingerprint {trained_with['fingerprint'][:16]}",
+            fix="name the right one as codec (--codec)",
+        )
+    return codec
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

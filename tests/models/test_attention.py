@@ -1,0 +1,63 @@
+"""Every backend gives the numbers of the plain formula, at shapes where swapped axes would show."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdit.errors import Refused
+from mmdit.models import attention as module
+from mmdit.models.attention import attention, choose_backend
+
+AVAILABLE = ["math", "sdpa"]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, head by head, in float64."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    for head in range(q.shape[-2]):
+        a, b, c = (x[..., head, :].double() for x in (q, k, v))
+        out[..., head, :] = torch.softmax(a @ b.transpose(-2, -1) / a.shape[-1] ** 0.5, -1) @ c
+    return out
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("shape", [(2, 7, 3, 8), (2, 3, 5, 4, 8), (1, 1, 2, 16)])
+def test_equals_the_formula(backend: str, shape: tuple[int, ...]) -> None:
+    q, k, v = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(attention(q, k, v, backend=backend).double(), reference(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_keys_may_be_of_another_number(backend: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 5, 3, 8, generator=random)
+    k, v = torch.randn(2, 2, 9, 3, 8, generator=random)
+    torch.testing.assert_close(attention(q, k, v, backend=backend).double(), reference(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_too_large_for_a_kernel_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 10, 4, 2, 8)
+    whole = attention(q, k, v, backend="sdpa")
+    monkeypatch.setattr(module, "LARGEST_FUSED_BATCH", 3)
+    sizes = []
+    fused = module._sdpa
+    monkeypatch.setattr(module, "_sdpa", lambda q, k, v: (sizes.append(len(q)), fused(q, k, v))[1])
+    module.fused_backend.cache_clear()
+    try:
+        torch.testing.assert_close(attention(q, k, v, backend="sdpa"), whole)
+    finally:
+        module.fused_backend.cache_clear()
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_the_automatic_choice_goes_by_length_on_a_cpu() -> None:
+    assert choose_backend("cpu", 16) == "math"
+    assert choose_backend("cpu", 4096) == "sdpa"
+
+
+def test_a_backend_that_cannot_run_here_is_refused() -> None:
+    q = torch.randn(1, 2, 1, 8)
+    with pytest.raises(Refused, match="xformers cannot run here"):
+        attention(q, q, q, backend="xformers")
+    with pytest.raises(Refused, match="'?flash3'?"):
+        attention(q, q, q, backend="flash3")

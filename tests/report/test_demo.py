@@ -1,0 +1,179 @@
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmdit.errors import Refused
+from mmdit.report.demo import percent, quantity, seconds, write_demo_report
+
+Demo = tuple[Path, dict[str, Any]]
+Attributes = list[tuple[str, str | None]]
+
+VOID = {"meta", "link", "img", "br", "input", "hr", "path", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """Counts elements, collects text and addresses, and sees to it that every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: Attributes) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.addresses += [value or "" for key, value in attributes if key in ("src", "href", "action", "poster")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: Attributes) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture
+def demo(tmp_path: Path, make_demo_folder: Callable[..., dict[str, Any]]) -> Demo:
+    folder = tmp_path / "demo"
+    return folder, make_demo_folder(folder)
+
+
+def change(folder: Path, **values: object) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values), encoding="utf-8")
+
+
+def test_the_page_shows_everything_and_needs_nothing(demo: Demo) -> None:
+    folder, summary = demo
+    path = write_demo_report(folder)
+    assert path == folder / "report.html"
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.counts["video"] == len(summary["gallery"]) + 2
+    assert page.counts["img"] == 1
+    assert page.counts["svg"] == 1
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not re.search(r"(https?:)?//[a-z]|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]*", "", html))
+    for row in summary["scores"]:
+        assert percent(row["accuracy"]) in page.text
+    for figure in summary["figures"].values():
+        assert figure["meaning"] in page.text
+    for item in summary["gallery"]:
+        assert (item["prompt"] or item["label"]).lower() in page.text.lower()
+    assert summary["machine"]["cpu"] in page.text
+    assert "4 min 40 s" in page.text
+    assert "quick demo" not in page.text
+
+
+def test_the_same_folder_gives_the_same_page(demo: Demo) -> None:
+    folder, _ = demo
+    assert write_demo_report(folder).read_bytes() == write_demo_report(folder).read_bytes()
+
+
+def test_a_reading_that_is_not_as_asked_is_marked(demo: Demo) -> None:
+    folder, summary = demo
+    wrong = sum(item["wanted"].get("pattern", "unclear") != "unclear" and item["read"]["pattern"] == "unclear"
+                for item in summary["gallery"])  # fmt: skip
+    assert wrong > 0
+    assert write_demo_report(folder).read_text().count('class="chip wrong"') == wrong
+
+
+def test_only_the_first_clips_are_shown_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_demo_folder: Callable[..., dict[str, Any]]
+) -> None:
+    monkeypatch.setattr("mmdit.report.demo.SHOWN", 2)
+    make_demo_folder(tmp_path, clips=4)
+    assert "The first 2 of 4, not picked." in Page(write_demo_report(tmp_path).read_text()).text
+
+
+def test_prompts_cannot_bring_in_markup(demo: Demo) -> None:
+    folder, summary = demo
+    evil = "<script>alert('x')</script>"
+    change(folder, gallery=[item | {"prompt": evil, "label": evil} for item in summary["gallery"]])
+    html = write_demo_report(folder).read_text()
+    assert html.count("<script>") == 1
+    assert Page(html).counts["script"] == 1
+
+
+def test_a_quick_demo_says_so(demo: Demo) -> None:
+    folder, _ = demo
+    change(folder, quick=True)
+    assert "This was the quick demo." in Page(write_demo_report(folder).read_text()).text
+
+
+def test_a_demo_without_extras_still_has_a_page(demo: Demo) -> None:
+    folder, _ = demo
+    change(folder, gallery=[], stills=[], reconstructions=[], confusion={}, scores=[], figures={})
+    (folder / "run" / "metrics.jsonl").write_text("")
+    assert "No step was logged." in Page(write_demo_report(folder).read_text()).text
+
+
+def test_a_torn_last_line_of_the_log_is_left_out_but_damage_is_refused(demo: Demo) -> None:
+    folder, _ = demo
+    log = folder / "run" / "metrics.jsonl"
+    whole = log.read_text()
+    before = write_demo_report(folder).read_bytes()
+    log.write_text(whole + '{"step": 401, "lo')
+    assert write_demo_report(folder).read_bytes() == before
+    log.write_text("{oops\n" + whole)
+    with pytest.raises(Refused, match="row 1"):
+        write_demo_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "summary.json").unlink(), "no summary"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "summary.json").write_text("[]"), "cannot be read"),
+        (lambda folder: change(folder, format=2), "newer"),
+        (lambda folder: (folder / "generated/trained/000.mp4").unlink(), "000.mp4"),
+        (lambda folder: (folder / "run/metrics.jsonl").unlink(), "metrics.jsonl"),
+        (lambda folder: change(folder, stills=[{"file": "../secret.png", "prompt": "x"}]), "secret"),
+        (lambda folder: change(folder, stills=[{"file": "summary.json", "prompt": "x"}]), "no clip"),
+        (lambda folder: change(folder, timings={}), "'total'"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_refused_in_one_line(
+    demo: Demo, spoil: Callable[[Path], object], says: str
+) -> None:
+    folder, _ = demo
+    spoil(folder)
+    with pytest.raises(Refused, match=says) as refusal:
+        write_demo_report(folder)
+    assert "\n" not in str(refusal.value)
+    assert not (folder / "report.html").exists()
+
+
+def test_shares_are_never_rounded_to_all_or_nothing() -> None:
+    assert [percent(x) for x in (0, 1e-5, 0.9921875, 0.99999, 1)] == ["0 %", "0.1 %", "99.2 %", "99.9 %", "100 %"]
+
+
+def test_times_and_figures_read_well() -> None:
+    assert [seconds(x) for x in (0.44, 31.2, 59.7, 280, 7500)] == [
+        "0.4 s",
+        "31 s",
+        "1 min 0 s",
+        "4 min 40 s",
+        "2 h 5 min",
+    ]
+    assert quantity({"value": 0.992, "unit": "share"}) == "99.2 %"
+    assert quantity({"value": 1800, "unit": "steps"}) == "1,800 steps"
+    assert quantity({"value": 31.2468, "unit": "dB"}) == "31.25 dB"
+    assert quantity({"value": "sdpa", "unit": None}) == "sdpa"

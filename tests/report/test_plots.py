@@ -1,0 +1,53 @@
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdit.report.plots import Line, line_chart, number, smooth, ticks
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_span_the_range_with_round_steps(low: float, span: float) -> None:
+    high = low + span
+    values = ticks(low, high)
+    assert values[0] <= low + 1e-6 * span
+    assert values[-1] >= high - 1e-6 * span
+    assert 2 <= len(values) <= 13
+    step = values[1] - values[0]
+    lead = step / 10 ** math.floor(math.log10(step) + 1e-9)
+    assert min(abs(lead - round_step) for round_step in (1, 2, 5, 10)) < 1e-3
+
+
+def test_ticks_of_a_single_value() -> None:
+    assert len(ticks(0.0, 0.0)) >= 2
+    assert len(ticks(3.0, 3.0)) >= 2
+
+
+@pytest.mark.parametrize(("value", "text"), [(1500, "1,500"), (0.25, "0.25"), (3.0, "3"), (-0.5, "-0.5")])
+def test_tick_labels(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_smoothing_keeps_a_constant_and_halves_noise() -> None:
+    assert smooth([(i, 2.0) for i in range(10)], 3) == [(i, 2.0) for i in range(10)]
+    noisy = smooth([(i, (-1.0) ** i) for i in range(100)], 5)
+    assert max(abs(y) for _, y in noisy[5:]) < 0.2
+
+
+def test_a_chart_is_well_formed_and_escapes_names() -> None:
+    chart = line_chart(
+        [Line("a < b", [(0, 1.0), (1, 0.5), (2, math.nan)], "red"), Line("nothing", [], "blue")],
+        x_title="s & t",
+        y_title="y",
+    )
+    root = ElementTree.fromstring(chart)
+    assert len(root.findall(".//path")) == 1
+    assert "nan" not in chart
+    assert "nothing" not in chart
+
+
+def test_a_chart_of_one_point_or_of_none() -> None:
+    ElementTree.fromstring(line_chart([Line("a", [(5, 1.0)], "red", "dots")], x_title="x", y_title="y"))
+    assert line_chart([Line("a", [], "red")], x_title="x", y_title="y") == ""

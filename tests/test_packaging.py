@@ -1,0 +1,154 @@
+"""An installed mmdit is complete: every module, recipe and asset is in the wheel, under mmdit and nowhere else."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmdit
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"mmdit": "mmdit", "configs": "mmdit/configs", "pipelines": "mmdit/pipelines", "tools": "mmdit/tools"}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def constraints() -> dict[str, list[str]]:
+    """The pinned versions by name; several where the Python version decides."""
+    pins: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, version = line.partition(";")[0].strip().partition("==")
+            pins.setdefault(name, []).append(version)
+    return pins
+
+
+def shipped() -> set[str]:
+    """What the wheel must hold, by its path there: all that lies in the four folders."""
+    return {
+        f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, place in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(ROOT).parts)
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built of a copy: setuptools leaves its working files in the source folder, and takes old ones in."""
+    source = tmp_path_factory.mktemp("source")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_everything_and_only_under_mmdit(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = f"mmdit_video-{mmdit.__version__}.dist-info/"
+    assert wheel.name == f"mmdit_video-{mmdit.__version__}-py3-none-any.whl"
+    assert {name for name in names if not name.startswith(info)} == shipped()
+    assert f"{info}licenses/LICENSE" in names
+
+
+def test_the_wheel_runs_where_there_is_no_repository(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import mmdit.configs, mmdit.pipelines; from mmdit.tools import cli; print(cli.__file__); cli.main()"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", code, "--help"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    first, _, rest = result.stdout.partition("\n")
+    assert Path(first) == tmp_path / "site/mmdit/tools/cli.py"
+    assert "Usage: mmdit VERB" in rest
+
+
+def test_recipes_and_assets_are_there_to_ship() -> None:
+    assert any(name.startswith("mmdit/configs/") and name.endswith(".yaml") for name in shipped())
+    for asset in ("codec_fashion", "probe_fashion"):
+        assert any(name.startswith(f"mmdit/assets/{asset}/") for name in shipped())
+
+
+def test_every_dependency_has_a_lower_bound_and_a_pin() -> None:
+    table = project()["project"]
+    pins = constraints()
+    lines = table["dependencies"] + [line for extra in table["optional-dependencies"].values() for line in extra]
+    for line in lines:
+        found = re.match(r"([A-Za-z0-9_-]+)(\[[a-z,]+\])?(?:(>=|<)([0-9.]+))?", line)
+        assert found, line
+        name, sign, bound = found[1], found[3], found[4]
+        assert name in pins, f"{name} has no exact version in constraints.txt"
+        assert sign or name.startswith("types-"), f"{line} has no lower bound"
+        for version in pins[name] if sign == ">=" else []:
+            assert numbers(version) >= numbers(bound), f"{name}: {version} is pinned, {bound} is the least"
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[><;\[ ]", requirement)[0]
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Every third-party package that the code imports is a dependency or an extra, and no dependency is unused."""
+    nodes = [
+        node
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
+    used = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    used |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    used = {name.partition(".")[0] for name in used}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "decord": "decord2"}
+    foreign = {names.get(name, name) for name in used if name not in sys.stdlib_module_names} - {"mmdit"}
+    table = project()["project"]
+    dependencies = {name_of(line) for line in table["dependencies"]}
+    extras = {name_of(line) for extra in ("xformers", "app", "ray") for line in table["optional-dependencies"][extra]}
+    assert foreign <= dependencies | extras
+    assert dependencies <= foreign, f"not used: {dependencies - foreign}"
+
+
+def test_constraints_name_nothing_twice_for_one_python() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert lines == sorted(lines, key=lambda line: line.replace("=", " "))
+    for name, versions in constraints().items():
+        marked = [line for line in lines if line.startswith(f"{name}==") and "python_version" in line]
+        assert len(versions) == 1 or len(marked) == len(versions) == 2, name
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    """What a user does without the repository: install the wheel, ask for help, run the demo."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, timeout=300)
+    programs = tmp_path / "env/bin"
+
+    def call(*command: str) -> str:
+        words = [str(programs / command[0]), *command[1:]]
+        result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    call("pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    call("pip", "check")
+    assert "Usage: mmdit VERB" in call("mmdit", "--help")
+    call("mmdit", "demo", "--quick", "--out", "demo")
+    assert (tmp_path / "demo/summary.json").is_file() and (tmp_path / "demo/report.html").is_file()

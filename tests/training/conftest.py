@@ -1,0 +1,62 @@
+"""A small real store: made clips, encoded by a small random VAE."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmdit.clips.made import make_clips
+from mmdit.config import parse_config
+from mmdit.latents.codec import Codec
+from mmdit.latents.encode import encode_folder
+from mmdit.training.config import RunConfig
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("store")
+    make_clips(folder / "clips", 36, seed=0, size=(32, 32), frames=3, fps=8)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    encode_folder(
+        folder / "clips", folder / "store", Codec(vae.eval()), frames=3, size=(32, 32), fps=8, psnr_every=0, workers=1
+    )
+    return folder / "store"
+
+
+@pytest.fixture
+def recipe(store: Path) -> Any:
+    """Makes a recipe of seconds, with changes by "key.sub" names."""
+
+    def make(**changes: Any) -> RunConfig:
+        values: dict[str, Any] = {
+            "steps": 6,
+            "precision": "float32",
+            "data": {"store": str(store), "batch_size": 4, "image_share": 0.3},
+            "conditions": {"labels": True, "text": {"width": 16, "depth": 1, "heads": 2}},
+            "model": {"hidden_size": 32, "depth": 2, "num_heads": 2, "positions": "rotary"},
+            "optimizer": {"lr": 1e-3, "muon_lr": 1e-2, "warmup": 2, "decay": "linear"},
+            "ema_decay": 0.9,
+            "log_every": 1,
+            "validate_every": 3,
+            "validation_clips": 3,
+            "checkpoint_every": 2,
+        }
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            place = values
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        return parse_config(RunConfig, values, where="the test's recipe")
+
+    return make

@@ -1,0 +1,76 @@
+"""What a step trains on is a function of (seed, step, slot)."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmdit.diffusion import RectifiedFlow
+from mmdit.latents.store import LatentStore
+from mmdit.training.data import TrainingData
+
+
+@pytest.fixture
+def data(recipe: Any) -> Any:
+    def make(**changes: Any) -> TrainingData:
+        config = recipe(**changes)
+        return TrainingData(LatentStore.open(config.data.store), "train", config, RectifiedFlow())
+
+    return make
+
+
+def test_a_share_of_a_batch_is_that_part_of_the_whole(data: Any) -> None:
+    samples = data()
+    whole, part = samples.batch(5, range(4)), samples.batch(5, range(2, 4))
+    for name in ("latents", "noise", "times", "labels", "captions"):
+        assert torch.equal(getattr(whole, name)[2:], getattr(part, name))
+    assert whole.rows[2:] == part.rows
+
+
+def test_every_epoch_has_every_clip_once_in_its_own_order(data: Any) -> None:
+    samples = data()
+    count, size = len(samples.rows), samples.config.data.batch_size
+    rows = [row for step in range(2 * count // size) for row in samples.batch(step, range(size)).rows]
+    assert sorted(rows[:count]) == sorted(samples.rows)
+    first, second = rows[:count], rows[count : 2 * count // size * size]
+    assert len(set(second)) == len(second)
+    assert second != first[: len(second)]
+
+
+def test_seed_and_step_and_slot_decide(data: Any) -> None:
+    base = data().batch(0, range(4))
+    assert not torch.equal(base.noise[0], base.noise[1])
+    assert not torch.equal(base.noise[0], data().batch(1, range(4)).noise[0])
+    assert not torch.equal(base.noise[0], data(seed=1).batch(0, range(4)).noise[0])
+
+
+def test_conditions_are_dropped_as_often_as_asked(data: Any) -> None:
+    samples = data(conditions={"labels": True, "text": {}, "drop_label": 0.6, "drop_text": 0.1})
+    batches = [samples.batch(step, range(4)) for step in range(200)]
+    labels = torch.cat([batch.labels for batch in batches])
+    captions = torch.cat([batch.captions for batch in batches])
+    assert (labels == 5).float().mean().item() == pytest.approx(0.6, abs=0.06)
+    assert (captions == 0).float().mean().item() == pytest.approx(0.1, abs=0.04)
+    assert labels.max() == 5
+    assert samples.captions[0] == ""
+
+
+def test_some_steps_are_of_single_frames(data: Any) -> None:
+    frames = [data(data__image_share=0.3).batch(step, range(1)).latents.shape[2] for step in range(100)]
+    assert set(frames) == {1, 3}
+    assert frames.count(1) == pytest.approx(30, abs=14)
+    assert {data(data__image_share=0.0).batch(step, range(1)).latents.shape[2] for step in range(9)} == {3}
+
+
+def test_latents_are_drawn_anew_from_mean_and_deviation(data: Any) -> None:
+    samples = data(data__image_share=0.0)
+    batch = samples.batch(0, range(2))
+    mean, std = (x.float() for x in samples.store.latent(batch.rows[0]))
+    drawn = (batch.latents[0] - mean) / std
+    assert drawn.std().item() == pytest.approx(1.0, abs=0.15)
+
+
+def test_times_are_spread_evenly_over_the_batch(data: Any) -> None:
+    samples = data(flow={"times": "uniform"})
+    times = samples.batch(3, range(4)).times.sort().values
+    assert (times.diff() - 0.25).abs().max() < 0.02 or times.diff().max() < 0.6

@@ -1,0 +1,346 @@
+"""`mmdit demo`: the whole way in one command, offline and without a GPU."""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmdit.tools.cli import run
+
+if TYPE_CHECKING:
+    from mmdit.pipelines.wishes import Wish
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of everything; what a demo folder is made with."""
+
+    quick: bool
+    seed: int = 0
+    clips: int = 1560
+    frames: int = 17
+    size: tuple[int, int] = (64, 48)
+    fps: float = 8
+    train: tuple[str, ...] = ()
+    """Changes to the recipe configs/demo_fashion.yaml."""
+    prompts: int = 128
+    """Generated clips of trained combinations, by prompt."""
+    held_out_prompts: int = 64
+    """Generated clips of combinations that training never had, by prompt."""
+    labels_each: int = 4
+    """Generated clips for each label."""
+    stills: int = 8
+    """Generated images."""
+    real_clips: int = 96
+    """Real clips of each kind that are scored beside them."""
+    shown: int = 4
+    """Reconstructions that are shown."""
+    sampling_steps: int = 10
+    guidance: float = 2.0
+    batch: int = 32
+
+
+QUICK = Settings(
+    quick=True,
+    clips=96,
+    train=("steps=12", "data.batch_size=16", "validate_every=6", "log_every=1", "validation_clips=8"),
+    prompts=6,
+    held_out_prompts=4,
+    labels_each=1,
+    stills=2,
+    real_clips=8,
+    shown=2,
+    sampling_steps=4,
+)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A minute-long version that learns nothing, for tests.")] = False,
+) -> None:
+    """Makes fashion clips, encodes them, trains a video DiT, generates new clips, scores them and writes a report.
+
+    Needs no network and no GPU. Stopped at any moment, the same command goes on where it was.
+
+    Example: mmdit demo --out demo
+    """
+    settings = QUICK if quick else Settings(quick=False)
+    from mmdit import files
+    from mmdit.report.demo import write_demo_report
+
+    _agree(out, settings)
+    with files.lock(out), _clock(out) as clock:
+        for number, (name, step) in enumerate(STEPS.items(), start=1):
+            print(f"[{number}/{len(STEPS)}] {name}", flush=True)
+            with clock(name):
+                step(out, settings)
+    files.write_json(out / "summary.json", _summary(out, settings))
+    write_demo_report(out)
+    _say_where_to_look(out)
+
+
+def _agree(out: Path, settings: Settings) -> None:
+    """The folder is new, or holds a demo of the same settings."""
+    from mmdit import files
+    from mmdit.errors import Refused
+
+    path, now = out / "demo.json", json.loads(json.dumps(asdict(settings)))
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise Refused(
+                    "the folder holds a demo with other settings", where=out, got=f"{key}={now.get(key)}",
+                    expected=f"{key}={before.get(key)}", fix="name another folder with --out, or remove this one",
+                )  # fmt: skip
+        return
+    if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+        raise Refused("the folder holds something else", where=out, expected="a new folder, or a demo's", fix="use --out")
+    files.write_json(path, now)
+
+
+def _make_clips(out: Path, settings: Settings) -> None:
+    from mmdit.clips.made import make_clips
+    from mmdit.tools.progress import progress_line
+
+    with progress_line("make clips", "clips") as advance:
+        make_clips(
+            out / "clips", settings.clips, settings.seed, settings.size, settings.frames, settings.fps,
+            workers=os.cpu_count() or 1, progress=lambda done, count: advance(done, count, ""),
+        )  # fmt: skip
+
+
+def _encode(out: Path, settings: Settings) -> None:
+    from mmdit.latents.codec import load_codec
+    from mmdit.latents.encode import encode_folder
+    from mmdit.tools.progress import progress_line
+
+    with progress_line("encode", "clips") as advance:
+        encode_folder(
+            out / "clips", out / "store", load_codec("fashion"), frames=settings.frames, size=settings.size,
+            fps=settings.fps, codec_name="fashion", progress=lambda done, count, skipped: advance(done, count, ""),
+        )  # fmt: skip
+
+
+def _train(out: Path, settings: Settings) -> None:
+    from mmdit.config import load_config
+    from mmdit.tools.progress import progress_line
+    from mmdit.training.config import RunConfig
+    from mmdit.training.loop import train
+
+    recipe = load_config(RunConfig, "demo_fashion", [f"data.store={out / 'store'}", *settings.train])
+    with progress_line("train", "steps") as advance:
+        train(
+            recipe,
+            out / "run",
+            progress=lambda step, steps, now: advance(
+                step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
+            ),
+        )
+
+
+def _wishes(settings: Settings) -> "list[Wish]":
+    from mmdit.clips.made import GARMENTS, prompts
+    from mmdit.pipelines.wishes import Wish
+
+    attributes = ("garment", "colour", "pattern", "motion")
+    wishes = []
+    asked = (("trained", "validation", settings.prompts), ("held-out", "held_out", settings.held_out_prompts))
+    for combination, split, count in asked:
+        for number, row in enumerate(prompts(split, count, settings.seed)):
+            wanted = {name: row[name] for name in attributes}
+            name = f"{combination}/{number:03d}.mp4"
+            wishes.append(Wish(name, prompt=row["caption"], combination=combination, wanted=wanted))
+    for number in range(settings.labels_each * len(GARMENTS)):
+        label = GARMENTS[number % len(GARMENTS)]
+        wishes.append(Wish(f"labels/{number:03d}.mp4", label=label, wanted={"garment": label}))
+    for number, row in enumerate(prompts("train", settings.stills, settings.seed + 1)):
+        wishes.append(Wish(f"stills/{number:03d}.png", prompt=row["caption"], frames=1))
+    return wishes
+
+
+def _generate(out: Path, settings: Settings) -> None:
+    from mmdit import files
+    from mmdit.pipelines.loading import find_source, load_pipeline
+    from mmdit.pipelines.wishes import as_json, grant
+    from mmdit.tools.progress import progress_line
+
+    source = find_source(out / "run")
+    pipeline = load_pipeline(source)
+    pipeline.set_progress_bar_config(disable=True)
+    wishes = _wishes(settings)
+    files.write_json(out / "generated" / "wishes.json", as_json(wishes))
+    options = {
+        "seed": settings.seed,
+        "num_inference_steps": settings.sampling_steps,
+        "guidance_scale": settings.guidance,
+    }
+    with progress_line("generate", "clips") as advance:
+        grant(
+            pipeline, wishes, out / "generated", options=options, metadata=source.origin, batch_size=settings.batch,
+            progress=lambda done, count: advance(done, count, ""),
+        )  # fmt: skip
+
+
+def _score(out: Path, settings: Settings) -> None:
+    from mmdit import files
+    from mmdit.evaluation.demo import score_demo
+    from mmdit.evaluation.probe import load_probe
+    from mmdit.latents.codec import load_codec
+
+    scores = score_demo(
+        out, load_probe(), load_codec("fashion"), real_clips=settings.real_clips, shown=settings.shown
+    )
+    files.write_json(out / "scores.json", scores)
+
+
+STEPS: dict[str, Callable[[Path, Settings], None]] = {
+    "make-clips": _make_clips,
+    "encode": _encode,
+    "train": _train,
+    "generate": _generate,
+    "score": _score,
+}
+
+
+@contextmanager
+def _clock(out: Path) -> Iterator[Callable[[str], Any]]:
+    """Adds up the seconds of each step over all calls of the command, in timings.json, and the peak of memory."""
+    from mmdit import files
+
+    path = out / "timings.json"
+    spent = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @contextmanager
+    def clock(name: str) -> Iterator[None]:
+        before, started = spent.get(name, 0.0), time.monotonic()
+        try:
+            yield
+        finally:
+            spent[name] = round(before + time.monotonic() - started, 2)
+            spent["peak_memory_gib"] = max(spent.get("peak_memory_gib", 0.0), peak())
+            files.write_json(path, spent)
+
+    with _watch_memory() as peak:
+        yield clock
+
+
+@contextmanager
+def _watch_memory() -> Iterator[Callable[[], float]]:
+    """While inside, looks twice a second at what this process and its children hold; gives the peak so far, in GiB."""
+    import psutil
+
+    highest, ended = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal highest
+        this = psutil.Process()
+        while not ended.wait(0.5):
+            held = 0
+            for process in (this, *this.children(recursive=True)):
+                try:
+                    held += process.memory_info().rss
+                except psutil.Error:  # it has ended
+                    continue
+            highest = max(highest, held)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield lambda: round(highest / 2**30, 2)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _summary(out: Path, settings: Settings) -> dict[str, Any]:
+    """Every figure of the demo with its meaning."""
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    timings = json.loads((out / "timings.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = [line["val_loss"] for line in lines if "val_loss" in line]
+    figures = {
+        **{f"accuracy_{key}": value for key, value in _accuracies(scores["scores"]).items()},
+        **scores["figures"],
+        "steps": {"value": lines[-1]["step"], "unit": "steps", "meaning": "optimizer steps of the training"},
+        "loss": {"value": lines[-1]["loss"], "unit": "", "meaning": "last training loss (mean squared velocity error)"},
+        "held_out_loss": {
+            "value": held_out[-1],
+            "unit": "",
+            "meaning": "loss of the averaged weights on clips of the validation split, at fixed noise and times",
+        },
+    }
+    timings["total"] = round(sum(timings[name] for name in STEPS), 2)
+    kept = ("scores", "confusion", "gallery", "stills", "reconstructions")
+    return {
+        "format": FORMAT,
+        "quick": settings.quick,
+        "settings": asdict(settings),
+        "machine": _machine(),
+        "figures": figures,
+        **{key: scores[key] for key in kept},
+        "timings": timings,
+    }
+
+
+def _accuracies(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The scores of the generated clips as figures."""
+    return {
+        f"{row['combinations']}_{row['condition']}_{row['attribute']}": {
+            "value": round(row["accuracy"], 4),
+            "unit": "share",
+            "meaning": f"clips generated by {row['condition']} whose {row['attribute']} the probe reads as asked for "
+            f"({row['combinations']} combinations, {row['correct']} of {row['count']})",
+        }
+        for row in rows
+        if row["clips"] == "generated"
+    }
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _say_where_to_look(out: Path) -> None:
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    for row in summary["scores"]:
+        if row["clips"] == "generated":
+            print(
+                f"  {row['combinations']:>8} combinations by {row['condition']:<6} {row['attribute']:<8}"
+                f" {row['accuracy']:6.1%} of {row['count']}"
+            )
+    print(f"done in {summary['timings']['total']:.0f} s, peak memory {summary['timings']['peak_memory_gib']} GiB")
+    print(f"look at {out / 'report.html'} (the clips are in {out / 'generated'}, the figures in {out / 'summary.json'})")
+    print(f'next: mmdit generate {out / "run"} --prompt "a striped red coat, seen turning round" --out coat.mp4')
+
+
+if __name__ == "__main__":
+    run(main)

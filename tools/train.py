@@ -1,0 +1,45 @@
+"""`mmdit train`: trains a network from a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmdit.tools.cli import run
+
+
+def main(
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as key.sub=value.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the recipe's name.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with all its defaults, and end.")] = False,
+) -> None:
+    """Trains a network from a recipe, or goes on with a run that was stopped: the same command again.
+
+    Example: mmdit train configs/demo_fashion.yaml data.store=my_store --out runs/mine
+    """
+    from mmdit.config import dump_config, load_config
+    from mmdit.training.config import RunConfig
+
+    recipe = load_config(RunConfig, config, overrides or [])
+    if show:
+        print(dump_config(recipe), end="")
+        return
+    from mmdit.tools.progress import progress_line
+    from mmdit.training.loop import train
+
+    folder = out or Path("runs") / Path(config).stem
+    with progress_line("train", "steps") as advance:
+        checkpoint = train(
+            recipe,
+            folder,
+            progress=lambda step, steps, now: advance(
+                step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
+            ),
+        )
+    print(f"trained: {checkpoint}")
+    print(f'next: mmdit generate {folder} --prompt "..." --out clip.mp4')
+
+
+if __name__ == "__main__":
+    run(main)
