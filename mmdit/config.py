@@ -4,7 +4,7 @@ import difflib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,7 +28,8 @@ def load_config(kind: type[C], source: str | Path, overrides: Sequence[str] = ()
         source: a YAML file, or the name of a shipped one ("demo_fashion", "configs/demo_fashion.yaml").
 
     Raises:
-        Refused: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value that does not fit.
+        Refused: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value that does not
+            fit.
     """
     path = find_recipe(source)
     try:
@@ -99,7 +100,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _known_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = kind.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        models = [option for option in inner if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not models:
             return []
-        kind = field.annotation
+        kind = models[0]  # of "a table or null", the table
     return list(kind.model_fields)

@@ -4,9 +4,9 @@ Each writer makes its artefact beside the target under a temporary name, flushes
 A process that dies at any moment leaves at most a temporary part, which `sweep` removes.
 
 For tests, the environment variable MMDIT_FAULT plants a fault at a write: `KIND@TEXT` or `KIND@TEXT#N`, at the N-th
-write (from 1) whose `path:stage` contains TEXT. Kinds: `kill` (the process ends at once, as by kill -9), `full` (the disk
-is full), `delay` (one second), `corrupt` (one byte of the finished temporary file is flipped). Stages: `begin`, `written`
-(whole but not renamed yet), `renamed`.
+write (from 1) whose `path:stage` contains TEXT. Kinds: `kill` (the process ends at once, as by kill -9), `full` (the
+disk is full), `delay` (one second), `corrupt` (one byte of the finished temporary file is flipped). Stages: `begin`,
+`written` (whole but not renamed yet), `renamed`.
 """
 
 import contextlib

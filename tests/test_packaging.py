@@ -23,14 +23,12 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
-def constraints() -> dict[str, list[str]]:
-    """The pinned versions by name; several where the Python version decides."""
-    pins: dict[str, list[str]] = {}
-    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
-        if line and not line.startswith("#"):
-            name, _, version = line.partition(";")[0].strip().partition("==")
-            pins.setdefault(name, []).append(version)
-    return pins
+def pins() -> dict[str, str]:
+    """The exact versions of constraints.txt by name."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pairs = [line.partition(";")[0].strip().split("==") for line in lines if line and not line.startswith("#")]
+    assert len(dict(pairs)) == len(pairs), "a package is pinned twice"
+    return dict(pairs)
 
 
 def shipped() -> set[str]:
@@ -85,17 +83,15 @@ def test_recipes_and_assets_are_there_to_ship() -> None:
 
 
 def test_every_dependency_has_a_lower_bound_and_a_pin() -> None:
-    table = project()["project"]
-    pins = constraints()
-    lines = table["dependencies"] + [line for extra in table["optional-dependencies"].values() for line in extra]
-    for line in lines:
-        found = re.match(r"([A-Za-z0-9_-]+)(\[[a-z,]+\])?(?:(>=|<)([0-9.]+))?", line)
+    table, pinned = project()["project"], pins()
+    for line in table["dependencies"] + [line for extra in table["optional-dependencies"].values() for line in extra]:
+        found = re.match(r"([A-Za-z0-9_-]+)(?:(>=|<)([0-9.]+))?", line)
         assert found, line
-        name, sign, bound = found[1], found[3], found[4]
-        assert name in pins, f"{name} has no exact version in constraints.txt"
+        name, sign, bound = found.groups()
+        assert name in pinned, f"{name} has no exact version in constraints.txt"
         assert sign or name.startswith("types-"), f"{line} has no lower bound"
-        for version in pins[name] if sign == ">=" else []:
-            assert numbers(version) >= numbers(bound), f"{name}: {version} is pinned, {bound} is the least"
+        if sign:
+            assert (numbers(pinned[name]) >= numbers(bound)) == (sign == ">="), f"{line}, but {pinned[name]} is pinned"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -124,14 +120,6 @@ def test_what_is_imported_is_declared() -> None:
     extras = {name_of(line) for extra in ("xformers", "app", "ray") for line in table["optional-dependencies"][extra]}
     assert foreign <= dependencies | extras
     assert dependencies <= foreign, f"not used: {dependencies - foreign}"
-
-
-def test_constraints_name_nothing_twice_for_one_python() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
-    assert lines == sorted(lines, key=lambda line: line.replace("=", " "))
-    for name, versions in constraints().items():
-        marked = [line for line in lines if line.startswith(f"{name}==") and "python_version" in line]
-        assert len(versions) == 1 or len(marked) == len(versions) == 2, name
 
 
 @pytest.mark.slow

@@ -2,14 +2,10 @@
 
 import json
 import os
-import platform
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +13,6 @@ from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
     from mmdit.pipelines.wishes import Wish
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,9 @@ QUICK = Settings(
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A minute-long version that learns nothing, for tests.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A minute-long version that learns nothing, for tests.")
+    ] = False,
 ) -> None:
     """Makes fashion clips, encodes them, trains a video DiT, generates new clips, scores them and writes a report.
 
@@ -77,14 +73,16 @@ def main(
     settings = QUICK if quick else Settings(quick=False)
     from mmdit import files
     from mmdit.report.demo import write_demo_report
+    from mmdit.report.summary import demo_summary
+    from mmdit.tools.clock import step_clock
 
     _agree(out, settings)
-    with files.lock(out), _clock(out) as clock:
+    with files.lock(out), step_clock(out / "timings.json") as clock:
         for number, (name, step) in enumerate(STEPS.items(), start=1):
             print(f"[{number}/{len(STEPS)}] {name}", flush=True)
             with clock(name):
                 step(out, settings)
-    files.write_json(out / "summary.json", _summary(out, settings))
+    files.write_json(out / "summary.json", demo_summary(out, asdict(settings), list(STEPS)))
     write_demo_report(out)
     _say_where_to_look(out)
 
@@ -105,7 +103,9 @@ def _agree(out: Path, settings: Settings) -> None:
                 )  # fmt: skip
         return
     if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
-        raise Refused("the folder holds something else", where=out, expected="a new folder, or a demo's", fix="use --out")
+        raise Refused(
+            "the folder holds something else", where=out, expected="a new folder, or a demo's", fix="use --out"
+        )
     files.write_json(path, now)
 
 
@@ -198,9 +198,7 @@ def _score(out: Path, settings: Settings) -> None:
     from mmdit.evaluation.probe import load_probe
     from mmdit.latents.codec import load_codec
 
-    scores = score_demo(
-        out, load_probe(), load_codec("fashion"), real_clips=settings.real_clips, shown=settings.shown
-    )
+    scores = score_demo(out, load_probe(), load_codec("fashion"), real_clips=settings.real_clips, shown=settings.shown)
     files.write_json(out / "scores.json", scores)
 
 
@@ -213,122 +211,6 @@ STEPS: dict[str, Callable[[Path, Settings], None]] = {
 }
 
 
-@contextmanager
-def _clock(out: Path) -> Iterator[Callable[[str], Any]]:
-    """Adds up the seconds of each step over all calls of the command, in timings.json, and the peak of memory."""
-    from mmdit import files
-
-    path = out / "timings.json"
-    spent = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    @contextmanager
-    def clock(name: str) -> Iterator[None]:
-        before, started = spent.get(name, 0.0), time.monotonic()
-        try:
-            yield
-        finally:
-            spent[name] = round(before + time.monotonic() - started, 2)
-            spent["peak_memory_gib"] = max(spent.get("peak_memory_gib", 0.0), peak())
-            files.write_json(path, spent)
-
-    with _watch_memory() as peak:
-        yield clock
-
-
-@contextmanager
-def _watch_memory() -> Iterator[Callable[[], float]]:
-    """While inside, looks twice a second at what this process and its children hold; gives the peak so far, in GiB."""
-    import psutil
-
-    highest, ended = 0, threading.Event()
-
-    def look() -> None:
-        nonlocal highest
-        this = psutil.Process()
-        while not ended.wait(0.5):
-            held = 0
-            for process in (this, *this.children(recursive=True)):
-                try:
-                    held += process.memory_info().rss
-                except psutil.Error:  # it has ended
-                    continue
-            highest = max(highest, held)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield lambda: round(highest / 2**30, 2)
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _summary(out: Path, settings: Settings) -> dict[str, Any]:
-    """Every figure of the demo with its meaning."""
-    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-    timings = json.loads((out / "timings.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    held_out = [line["val_loss"] for line in lines if "val_loss" in line]
-    figures = {
-        **{f"accuracy_{key}": value for key, value in _accuracies(scores["scores"]).items()},
-        **scores["figures"],
-        "steps": {"value": lines[-1]["step"], "unit": "steps", "meaning": "optimizer steps of the training"},
-        "loss": {"value": lines[-1]["loss"], "unit": "", "meaning": "last training loss (mean squared velocity error)"},
-        "held_out_loss": {
-            "value": held_out[-1],
-            "unit": "",
-            "meaning": "loss of the averaged weights on clips of the validation split, at fixed noise and times",
-        },
-    }
-    timings["total"] = round(sum(timings[name] for name in STEPS), 2)
-    kept = ("scores", "confusion", "gallery", "stills", "reconstructions")
-    return {
-        "format": FORMAT,
-        "quick": settings.quick,
-        "settings": asdict(settings),
-        "machine": _machine(),
-        "figures": figures,
-        **{key: scores[key] for key in kept},
-        "timings": timings,
-    }
-
-
-def _accuracies(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The scores of the generated clips as figures."""
-    return {
-        f"{row['combinations']}_{row['condition']}_{row['attribute']}": {
-            "value": round(row["accuracy"], 4),
-            "unit": "share",
-            "meaning": f"clips generated by {row['condition']} whose {row['attribute']} the probe reads as asked for "
-            f"({row['combinations']} combinations, {row['correct']} of {row['count']})",
-        }
-        for row in rows
-        if row["clips"] == "generated"
-    }
-
-
-def _machine() -> dict[str, Any]:
-    import psutil
-    import torch
-
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _say_where_to_look(out: Path) -> None:
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     for row in summary["scores"]:
@@ -338,7 +220,9 @@ def _say_where_to_look(out: Path) -> None:
                 f" {row['accuracy']:6.1%} of {row['count']}"
             )
     print(f"done in {summary['timings']['total']:.0f} s, peak memory {summary['timings']['peak_memory_gib']} GiB")
-    print(f"look at {out / 'report.html'} (the clips are in {out / 'generated'}, the figures in {out / 'summary.json'})")
+    print(
+        f"look at {out / 'report.html'} (the clips are in {out / 'generated'}, the figures in {out / 'summary.json'})"
+    )
     print(f'next: mmdit generate {out / "run"} --prompt "a striped red coat, seen turning round" --out coat.mp4')
 
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,7 +29,9 @@ def main(
     deadline: Annotated[float, typer.Option(help="Seconds that decoding one clip may take.")] = 60.0,
     dtype: Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")] = "float16",
     psnr_every: Annotated[int, typer.Option(help="Measure the reconstruction of one clip in so many; 0: none.")] = 16,
-    reader: Annotated[str, typer.Option(help="pyav, or decord where it agrees with the container.")] = "pyav",
+    reader: Annotated[
+        Literal["pyav", "decord"], typer.Option(help="pyav, or decord where it agrees with the container.")
+    ] = "pyav",
     retry_skipped: Annotated[bool, typer.Option("--retry-skipped", help="Read again what was skipped before.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
 ) -> None:
@@ -45,8 +47,6 @@ def main(
 
     # What can be refused without a codec is refused before one is loaded.
     allowed, height_width = _skip_budget(max_skipped), _size(size)
-    if reader not in ("pyav", "decord"):
-        raise Refused("an unknown reader", got=repr(reader), expected="pyav or decord")
     if not deadline > 0:
         raise Refused("the deadline is out of range", got=deadline, expected="more than 0 seconds")
     from mmdit.clips.source import find_clips

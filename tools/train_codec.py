@@ -21,20 +21,26 @@ def main(
     """
     import json
 
+    from mmdit import files
     from mmdit.config import dump_config, load_config
-    from mmdit.training.codec import CodecRecipe
+    from mmdit.training.codec_recipe import CodecRecipe
 
     recipe = load_config(CodecRecipe, config, overrides or [])
     if show:
         print(dump_config(recipe), end="")
         return
+    from mmdit.latents.codec import load_codec
     from mmdit.tools.progress import progress_line
     from mmdit.training.codec import train_codec
+    from mmdit.training.codec_card import codec_card
 
     folder = out or Path("runs") / Path(config).stem
     target = codec or folder / "codec"
     with progress_line("train-codec", "steps") as advance:
         figures = train_codec(recipe, folder, codec_folder=target, progress=advance)
+    name = Path(config).stem
+    command = " ".join(["mmdit train-codec", config, *(overrides or [])])
+    files.write_text(target / "README.md", codec_card(recipe, load_codec(target), figures, name=name, command=command))
     print(json.dumps(figures, indent=2))
     print(f"the codec is in {target}")
     print(f"next: mmdit encode FOLDER --codec {target} --out STORE")

@@ -82,7 +82,7 @@ class Stamps:
     whole: bool = False
     """Every frame of the video is in `pts`."""
     by_order: bool = False
-    """The container has the times but not which frame they belong to (AVI with B-frames): the n-th frame has the n-th."""
+    """The container has the times, but not whose they are (AVI with B-frames): the n-th frame has the n-th."""
 
     def seconds(self, pts: int) -> float:
         return (pts - self.zero) * self.unit

@@ -1,5 +1,8 @@
 """One made clip from its description to its frames and its file. Imports no torch: worker processes start with it."""
 
+import multiprocessing
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,3 +57,15 @@ def film(job: tuple[Path, Scene, dict[str, str]]) -> None:
     """Renders a scene into an mp4 file with the given metadata."""
     path, scene, metadata = job
     write_clip(path, scene.render(), scene.fps, metadata=metadata)
+
+
+def end_with_parent() -> None:
+    """In a worker: ends it when the process that it works for has ended, even by kill -9."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

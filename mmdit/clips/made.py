@@ -9,14 +9,13 @@ import io
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from mmdit import files
-from mmdit.clips.film import Scene, film
+from mmdit.clips.film import Scene, end_with_parent, film
 from mmdit.clips.plan import (
     BACKGROUNDS,
     COLOURS,
@@ -50,7 +49,8 @@ __all__ = [
 ]
 
 VERSION = 1  # of the pictures: raised when a clip of the same seed and number would look different
-SMALLEST, LARGEST = 32, 1024
+SMALLEST, LARGEST = 32, 1024  # height and width
+MOST_PIXELS = 32 * 2**20  # of a clip, which is drawn in memory: about 1.5 GB
 Progress = Callable[[int, int], None]
 
 
@@ -87,11 +87,12 @@ def make_clips(
     # "fps" as a float, so that 8 and 8.0 are the same settings, byte for byte
     settings = {"version": VERSION, "count": count, "seed": seed, "size": list(size), "frames": frames}
     settings["fps"] = float(fps)
-    if folder.exists() and not folder.is_dir():
-        raise Refused("this is not a folder", where=folder, fix="name another folder")
     try:
+        _agree(folder, settings)  # before the lock, which is a file in the folder
         with files.lock(folder):
             _agree(folder, settings)
+            if not (folder / "made.json").exists():
+                files.write_json(folder / "made.json", settings)
             (folder / "clips").mkdir(exist_ok=True)
             files.sweep(folder)
             files.sweep(folder / "clips")
@@ -132,6 +133,9 @@ def _check(size: tuple[int, int], frames: int, fps: float) -> None:
         raise Refused("such a size cannot be drawn", where="size", got=got, expected=sides, fix=near)
     if frames < 1:
         raise Refused("a clip needs frames", where="frames", got=frames, expected="at least 1")
+    if frames * size[0] * size[1] > MOST_PIXELS:
+        most = MOST_PIXELS // (size[0] * size[1])
+        raise Refused("a clip of that many pixels is too large", where="frames", got=frames, expected=f"at most {most}")
     if not 0 < fps <= 240:
         raise Refused("such a frame rate cannot be made", where="fps", got=fps, expected="above 0, at most 240")
 
@@ -139,6 +143,10 @@ def _check(size: tuple[int, int], frames: int, fps: float) -> None:
 def _agree(folder: Path, settings: dict[str, object]) -> None:
     """Sees to it that the folder is new, empty, or was begun with these very settings."""
     about = folder / "made.json"
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise Refused("this is not a folder", where=folder, fix="name another folder")
     if not about.exists():
         others = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.startswith(files.PART))
         if others:
@@ -146,7 +154,6 @@ def _agree(folder: Path, settings: dict[str, object]) -> None:
                 "the folder holds other things", where=folder, got=others[0], expected="a new or empty folder",
                 fix="name another",
             )  # fmt: skip
-        files.write_json(about, settings)
         return
     try:
         found = json.loads(about.read_text(encoding="utf-8"))
@@ -170,18 +177,6 @@ def _captions(clips: list[MadeClip]) -> str:
     return table.getvalue()
 
 
-def _end_with_parent() -> None:
-    """In a worker: ends it when the process that it works for has ended, even by kill -9."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _make(
     jobs: list[tuple[Path, Scene, dict[str, str]]], workers: int, done: int, count: int, progress: Progress
 ) -> None:
@@ -193,7 +188,7 @@ def _make(
             progress(at, count)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         for at, _ in enumerate(pool.map(film, jobs, chunksize=4), done + 1):
             progress(at, count)

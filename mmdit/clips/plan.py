@@ -26,6 +26,7 @@ BACKGROUNDS = tuple(PLACE)
 SPLITS = ("train", "validation", "held_out")
 COLUMNS = ("path", "caption", "label", "split", "garment", "colour", "pattern", "motion", "background")
 HELD_OUT = 20  # of the 200 triples
+MOST_CLIPS = 1_000_000
 
 Triple = tuple[str, str, str]  # garment, colour, motion
 ROUND = (*["train"] * 3, "validation", *["train"] * 4, "held_out", *["train"] * 3)  # splits of successive clips
@@ -70,7 +71,7 @@ def _shuffled(count: int, seed: int, *place: seeds.Place) -> list[int]:
 
 
 def held_out_triples(seed: int) -> tuple[Triple, ...]:
-    """The triples (garment, colour, motion) that do not occur in training: of each garment and each motion equally many.
+    """The triples (garment, colour, motion) that training never shows: equally many of each garment and motion.
 
     No two of them share a pair, so each pair of values keeps nearly all of its combinations in training.
     """
@@ -114,10 +115,11 @@ def _attributes(split: str, seed: int) -> Iterator[dict[str, str]]:
 def plan_clips(count: int, seed: int) -> list[MadeClip]:
     """The first `count` clips of a seed, divided into train (5 of 6), validation and held_out (1 of 12 each).
 
-    From 216 clips on, every pair of values of garment, colour and motion occurs in train. Raises Refused for count < 1.
+    From 216 clips on, every pair of values of garment, colour and motion occurs in train. Raises Refused for counts
+    outside 1 to MOST_CLIPS.
     """
-    if count < 1:
-        raise Refused("there must be clips to make", where="count", got=count, expected="at least 1")
+    if not 1 <= count <= MOST_CLIPS:
+        raise Refused("so many clips cannot be made", where="count", got=count, expected=f"1 to {MOST_CLIPS}")
     streams = {split: _attributes(split, seed) for split in SPLITS}
     clips = []
     for index in range(count):

@@ -80,7 +80,7 @@ def lossy(clips: Clips, g: Generator) -> Clips:
     b, _, f, h, w = clips.shape
     clips = _shift(clips, 3, g)
     rows = _some(0.6, b, g)
-    keep = float(_uniform(0.55, 0.9, g))
+    keep = float(_uniform(0.6, 0.9, g))
     soft = _coarse(clips[rows], max(1, round(h * keep)), max(1, round(w * keep)))
     clips[rows] = clips[rows].lerp(soft, _each(0.3, 1.0, rows, g))
     rows = _some(0.4, b, g)

@@ -48,7 +48,7 @@ class Probe(nn.Module):
         width = 3
         for number, wider in enumerate(config.widths):
             last = number == len(config.widths) - 1
-            stride = (1, 1, 1) if last else (1 if number == 0 else 2, 2, 2)
+            stride = 1 if last else (1 if number == 0 else 2, 2, 2)
             stages += [nn.Conv3d(width, wider, 3, stride, 1, bias=False), nn.GroupNorm(8, wider), nn.SiLU()]
             width = wider
         self.trunk = nn.Sequential(*stages)
@@ -121,7 +121,9 @@ def save_probe(probe: Probe, folder: str | Path, *, dtype: torch.dtype = torch.f
     folder = Path(folder)
     weights = {name: value.detach().to("cpu", dtype) for name, value in probe.state_dict().items()}
     files.write_safetensors(folder / "model.safetensors", weights)
-    files.write_json(folder / "config.json", {"format": FORMAT, "class": "Probe", **probe.config.model_dump(mode="json")})
+    files.write_json(
+        folder / "config.json", {"format": FORMAT, "class": "Probe", **probe.config.model_dump(mode="json")}
+    )
 
 
 def load_probe(path: str | Path | None = None) -> Probe:

@@ -123,7 +123,8 @@ class Codec:
         """
         frames, height, width = size
         space = self.space_factor
-        nearest = (self.nearest_frames(frames), *(max(space, round(side / space) * space) for side in (height, width)))
+        height_near, width_near = (max(space, round(side / space) * space) for side in (height, width))
+        nearest = (self.nearest_frames(frames), height_near, width_near)
         if nearest != (frames, height, width):
             rule = "any number of frames" if self.time_factor == 1 else f"frames {self.time_factor}k + 1"
             raise Refused(
@@ -143,7 +144,8 @@ class Codec:
         """
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise Refused("not clips", got=tuple(clips.shape), expected="(batch, 3, frame, height, width)")
-        self.latent_size(tuple(clips.shape[2:]))
+        frames, height, width = clips.shape[2:]
+        self.latent_size((frames, height, width))
         raw = self.vae.encode(self._fold(clips.to(self.vae.device, self.vae.dtype))).latent_dist
         shift, scale = self._normalisation()
         mean, std = (self._unfold(part.float(), len(clips)) for part in (raw.mean, raw.std))

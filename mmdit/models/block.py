@@ -32,7 +32,7 @@ class Modulation(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Rotary tables of the three kinds of attention, or None; and the time table (f, D) of sin-cos positions, or None."""
+    """Rotary tables of the three kinds of attention, and the sin-cos time table (f, D); None where not used."""
 
     space: Tensor | None
     time: Tensor | None
@@ -98,13 +98,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         head_dim = width // config.num_heads
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if config.qk_norm else None
+        self.q_scale = nn.Parameter(torch.ones(head_dim)) if config.qk_norm else None
+        self.k_scale = nn.Parameter(torch.ones(head_dim)) if config.qk_norm else None
 
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # each (..., N, H, D/H)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if self.q_scale is not None and self.k_scale is not None:
+            q = normalize(q, "rms") * self.q_scale.to(q.dtype)
+            k = normalize(k, "rms") * self.k_scale.to(k.dtype)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return self.proj(attention(q, k, v, backend=self.backend).flatten(-2))

@@ -63,7 +63,9 @@ def write_gif_grid(
         # One palette for all frames: it keeps still parts still, and the file small.
         palette = _grid([clip[len(clip) // 2] for clip in clips], columns, 1).quantize(128)
         pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    options: dict[str, Any] = {"quality": 75, "method": 6} if path.suffix == ".webp" else {"optimize": True, "disposal": 1}
+    options: dict[str, Any] = (
+        {"quality": 75, "method": 6} if path.suffix == ".webp" else {"optimize": True, "disposal": 1}
+    )
     with files.new_file(path) as part:
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
         if (size := part.stat().st_size) > LIMIT:

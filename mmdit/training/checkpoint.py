@@ -1,11 +1,11 @@
 """Checkpoints: a folder that is whole or is not there, with the hash of each file in it.
 
-    checkpoints/step-0001500/
-        transformer/  text_encoder/  tokenizer/     the weights as trained (diffusers and transformers folders)
-        ema/transformer/  ema/text_encoder/         their moving average
-        optimizer.safetensors                       state of all optimizers
-        state.json                                  step, label names, codec, shape of the clips, counters
-        manifest.json                               size and sha256 of every file, written last
+checkpoints/step-0001500/
+    transformer/  text_encoder/  tokenizer/     the weights as trained (diffusers and transformers folders)
+    ema/transformer/  ema/text_encoder/         their moving average
+    optimizer.safetensors                       state of all optimizers
+    state.json                                  step, label names, codec, shape of the clips, counters
+    manifest.json                               size and sha256 of every file, written last
 """
 
 import hashlib
@@ -119,7 +119,9 @@ def keep_newest(run_folder: Path, count: int) -> None:
     if len(checkpoints) > count:
         verify_checkpoint(checkpoints[-1])
         for old in checkpoints[:-count]:
-            gone = old.with_name(f"{files.PART}{old.name}")  # renamed first: half a folder is never seen as a checkpoint
+            gone = old.with_name(
+                f"{files.PART}{old.name}"
+            )  # renamed first: half a folder is never seen as a checkpoint
             old.rename(gone)
             shutil.rmtree(gone)
 

@@ -9,82 +9,26 @@ import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
+import yaml
 from safetensors import safe_open
 from torch import Tensor
 
 from mmdit import files, seeds
-from mmdit.config import Config, dump_config
-from mmdit.errors import Refused, Stopped
+from mmdit.config import dump_config, parse_config
+from mmdit.errors import Stopped
 from mmdit.latents.codec import Codec, load_codec
-from mmdit.training.codec_data import Kind, make_batch, read_split, to_clips
+from mmdit.training.codec_data import make_batch, read_split, to_clips
+from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, may_go_on
 from mmdit.training.ema import EMA
 from mmdit.training.muon import KernelMuon
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# What may differ when a run goes on: none of it changes the numbers before the decay.
-_FREE = {"steps", "decay_steps", "threads", "save_every", "validation_clips"}
-
-
-class CodecRecipe(Config):
-    """A recipe for `mmdit train-codec`."""
-
-    clips: str
-    """Folder of clips with a captions.csv that has the splits train, validation and held_out."""
-    size: tuple[int, int] = (64, 48)
-    """Height and width the clips are read at."""
-    frames: int = 17
-    """Frames a clip is read with."""
-    fps: float = 8.0
-    """Frames a second the clips are read at."""
-    most_clips: int | None = None
-    """At most so many training clips; by default all."""
-    vae: dict[str, Any]
-    """Settings of diffusers' AutoencoderKLLTXVideo."""
-    kinds: tuple[Kind, ...] = ("clip", "clip", "long", "clip", "clip", "mosaic", "clip", "image")
-    """The kind of each part of a batch, in turn: clip, long, image, mosaic, enlarged."""
-    batch_size: int = Field(8, ge=1)
-    """Clips in a part of a batch of the kind "clip"; the other kinds are as large as costs about as much."""
-    parts: int = Field(2, ge=1)
-    """Parts of a step's batch, each of its own kind; as many as there are threads are computed at the same time."""
-    batch_frames: int = Field(9, ge=1)
-    """Frames of the clips in a batch of the kind "clip"."""
-    steps: int = Field(gt=0)
-    """Steps in all."""
-    warmup_steps: int = Field(50, ge=1)
-    """Steps over which the learning rate rises."""
-    decay_steps: int = Field(ge=0)
-    """Steps at the end over which the learning rate falls to zero, in a straight line."""
-    muon_lr: float = Field(3e-3, gt=0)
-    """Learning rate of the kernels, all but the last of encoder and decoder, under Muon."""
-    lr: float = Field(2e-3, gt=0)
-    """Learning rate of everything else, under AdamW."""
-    latent_noise: float = Field(0.1, gt=0)
-    """Deviation of the noise the decoder sees, relative to that of each latent channel."""
-    absolute: float = Field(0.1, ge=0)
-    """Weight of the absolute error beside the squared one."""
-    edges: float = Field(0.1, ge=0)
-    """Weight of the absolute error of differences between neighbouring pixels."""
-    pull: float = Field(1e-3, ge=0)
-    """Weight of the pull of each latent channel toward zero mean and unit deviation."""
-    ema: float = Field(0.998, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what is kept."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the products while training."""
-    threads: int = Field(2, ge=1)
-    """Parts computed at the same time, each on one CPU thread. The result does not depend on it."""
-    seed: int = 0
-    """Seed of weights, batches and noise."""
-    save_every: int = Field(250, ge=1)
-    """Steps between checkpoints; each also measures on validation clips and writes the codec as it is."""
-    validation_clips: int = Field(64, ge=1)
-    """Clips measured on at each checkpoint."""
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -92,7 +36,6 @@ class _Run:
     """All that a run is made of between two steps."""
 
     vae: Any
-    weights: list[torch.nn.Parameter]
     ema: EMA
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
@@ -105,27 +48,29 @@ def train_codec(
     folder: str | Path,
     *,
     codec_folder: str | Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Trains a codec, or goes on with a run that was stopped, and measures it.
 
     Args:
-        folder: the run's own: recipe.yaml, checkpoint.safetensors, metrics.jsonl.
+        folder: the run's own: recipe.yaml, checkpoint.safetensors, metrics.jsonl, figures.json.
         codec_folder: where the codec is written, as diffusers loads it; by default `codec` in the run's folder.
         progress: called with (step, steps, a few words).
 
     Returns:
-        The figures of the finished codec: see `measure`; and `steps`, `seconds`, `parameters`, `bytes`.
+        The figures of the finished codec on all validation and held-out clips: see `measure`; and `steps`, `seconds`,
+        `parameters`, `bytes`.
 
     Raises:
         Refused: clips or settings that cannot be trained on, or a folder that was begun with another recipe.
         Stopped: the loss became infinite or not a number; the last checkpoint is intact.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(recipe.threads)
     folder = Path(folder)
     target = Path(codec_folder) if codec_folder is not None else folder / "codec"
     run = _new_run(recipe)
     Codec(run.vae).latent_size((recipe.frames, *recipe.size))
+    Codec(run.vae).latent_size((recipe.batch_frames, *recipe.size))
     with files.lock(folder):
         files.sweep(folder)
         _resume(run, recipe, folder)
@@ -133,17 +78,16 @@ def train_codec(
         if run.step == 0:
             _start_at_mean_colour(run.vae, train)
             run.ema = EMA(run.vae, recipe.ema)
-        validation = _read(recipe, "validation", recipe.validation_clips)
-        _train(run, recipe, folder, target, train, validation, progress)
+        _train(run, recipe, folder, target, train, progress)
         codec = load_codec(target)
         figures = {
             "steps": float(run.step),
             "seconds": round(run.seconds),
             "parameters": float(sum(weight.numel() for weight in run.vae.parameters())),
             "bytes": float((target / WEIGHTS).stat().st_size),
-            **measure(codec, validation, "validation"),
-            **measure(codec, _read(recipe, "held_out", None), "held_out"),
         }
+        for split in ("validation", "held_out"):
+            figures |= measure(codec, _read(recipe, split, None), split)
         files.write_json(folder / "figures.json", figures)
     return figures
 
@@ -191,16 +135,12 @@ def _new_run(recipe: CodecRecipe) -> _Run:
         torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
         KernelMuon(kernels, lr=recipe.muon_lr),
     ]
-    return _Run(vae, list(vae.parameters()), EMA(vae, recipe.ema), optimizers)
+    return _Run(vae, EMA(vae, recipe.ema), optimizers)
 
 
 def _build(recipe: CodecRecipe) -> Any:
     from diffusers import AutoencoderKLLTXVideo
 
-    known = list(AutoencoderKLLTXVideo._get_init_keys(AutoencoderKLLTXVideo))
-    for key in recipe.vae:
-        if key not in known:
-            raise Refused("unknown config key", got=f"vae.{key}", expected="a known key", fix=nearest_key(key, known))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.seed_at(recipe.seed, "codec weights"))
         vae = AutoencoderKLLTXVideo(**recipe.vae)
@@ -210,13 +150,6 @@ def _build(recipe: CodecRecipe) -> Any:
         last.weight[-1].zero_()
         last.bias[-1] = 2 * math.log(recipe.latent_noise)
     return vae.train().to(memory_format=torch.channels_last_3d)
-
-
-def nearest_key(key: str, known: list[str]) -> str:
-    """The words that name the known key most like an unknown one."""
-    import difflib
-
-    return f"did you mean vae.{difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]}?"
 
 
 @torch.no_grad()
@@ -232,22 +165,15 @@ def _read(recipe: CodecRecipe, split: str, most: int | None) -> Tensor:
 
 
 def _train(
-    run: _Run,
-    recipe: CodecRecipe,
-    folder: Path,
-    target: Path,
-    train: Tensor,
-    validation: Tensor,
-    progress: Callable[[int, int, str], None] | None,
+    run: _Run, recipe: CodecRecipe, folder: Path, target: Path, train: Tensor, progress: Progress | None
 ) -> None:
+    validation = _read(recipe, "validation", recipe.validation_clips)
     mark = time.monotonic()
-    pool = ThreadPoolExecutor(recipe.threads)
     while run.step < recipe.steps:
-        loss = _step(run, recipe, train, pool)
+        loss = _step(run, recipe, train)
         if not math.isfinite(loss):
             raise Stopped("the loss is not a number", where=f"step {run.step}", fix="lower lr and muon_lr")
-        done = run.step == recipe.steps
-        if done or run.step % recipe.save_every == 0:
+        if run.step == recipe.steps or run.step % recipe.save_every == 0:
             run.seconds += time.monotonic() - mark
             _export(run, recipe, target, train)
             figures = measure(load_codec(target), validation, "validation")
@@ -255,24 +181,30 @@ def _train(
             _save(run, folder)
             mark = time.monotonic()
         if progress is not None:
-            words = f"loss {loss:.4f}"
-            if run.history:
-                words += f", validation {run.history[-1]['validation_psnr']:.2f} dB"
-            progress(run.step, recipe.steps, words)
+            quality = f", validation {run.history[-1]['validation_psnr']:.2f} dB" if run.history else ""
+            progress(run.step, recipe.steps, f"loss {loss:.4f}{quality}")
     if not (target / WEIGHTS).is_file():
         _export(run, recipe, target, train)
 
 
-def _step(run: _Run, recipe: CodecRecipe, train: Tensor, pool: ThreadPoolExecutor) -> float:
-    """One optimizer step; the loss before it.
-
-    The parts of the batch are computed at the same time, and added up in their order, so that the sum does not depend on
-    which was ready first, nor on the number of threads.
-    """
-    parts = list(pool.map(lambda part: _gradients(run, recipe, train, part), range(recipe.parts)))
-    for weight, *gradients in zip(run.weights, *(gradients for _, gradients in parts), strict=True):
-        weight.grad = torch.stack(gradients).mean(0)
-    scale = learning_rate_scale(recipe, run.step)
+def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
+    """One optimizer step; the loss before it."""
+    step = run.step
+    kind = recipe.kinds[step % len(recipe.kinds)]
+    clips = make_batch(
+        train, kind, batch_size=recipe.batch_size, frames=recipe.batch_frames, seed=recipe.seed, step=step
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        latents = run.vae.encoder(clips)[:, : run.vae.config.latent_channels].float()
+        std, mean = torch.std_mean(latents, (0, 2, 3, 4), keepdim=True)
+        noise = seeds.normal(tuple(latents.shape), recipe.seed, "codec noise", step)
+        decoded = run.vae.decoder(latents + recipe.latent_noise * std.detach() * noise)
+    error = decoded.float() - clips
+    loss = error.square().mean() + recipe.absolute * error.abs().mean()
+    loss = loss + recipe.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    loss = loss + recipe.pull * (mean.square().mean() + std.log().square().mean())
+    loss.backward()
+    scale = learning_rate_scale(recipe, step)
     for optimizer, rate in zip(run.optimizers, (recipe.lr, recipe.muon_lr), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
@@ -280,34 +212,7 @@ def _step(run: _Run, recipe: CodecRecipe, train: Tensor, pool: ThreadPoolExecuto
         optimizer.zero_grad(set_to_none=True)
     run.step += 1
     run.ema.update(run.vae, run.step)
-    return sum(loss for loss, _ in parts) / len(parts)
-
-
-def _gradients(run: _Run, recipe: CodecRecipe, train: Tensor, part: int) -> tuple[float, tuple[Tensor, ...]]:
-    """Loss, and gradients of the weights, of one part of the batch."""
-    place = run.step * recipe.parts + part
-    kind = recipe.kinds[place % len(recipe.kinds)]
-    clips = make_batch(
-        train, kind, batch_size=recipe.batch_size, frames=recipe.batch_frames, seed=recipe.seed, place=place
-    )
-    # Without its cache, autocast shares nothing between the threads.
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16", cache_enabled=False):
-        latents = run.vae.encoder(clips)[:, : run.vae.config.latent_channels].float()
-        std, mean = torch.std_mean(latents, (0, 2, 3, 4), keepdim=True)
-        noise = seeds.normal(tuple(latents.shape), recipe.seed, "codec noise", place)
-        decoded = run.vae.decoder(latents + recipe.latent_noise * std.detach() * noise)
-    error = decoded.float() - clips
-    loss = error.square().mean() + recipe.absolute * error.abs().mean()
-    loss = loss + recipe.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
-    loss = loss + recipe.pull * (mean.square().mean() + std.log().square().mean())
-    return loss.item(), torch.autograd.grad(loss, run.weights)
-
-
-def learning_rate_scale(recipe: CodecRecipe, step: int) -> float:
-    """The share of the full learning rate at a step, from 0: a rise, a plateau, a straight fall to zero."""
-    rise = min(1.0, (step + 1) / recipe.warmup_steps)
-    fall = min(1.0, (recipe.steps - step) / recipe.decay_steps) if recipe.decay_steps else 1.0
-    return min(rise, fall)
+    return loss.item()
 
 
 @torch.no_grad()
@@ -326,7 +231,7 @@ def _export(run: _Run, recipe: CodecRecipe, target: Path, train: Tensor) -> None
     files.write_safetensors(target / WEIGHTS, weights, {"format": "pt"})
 
 
-# --- checkpoints ---
+# --- checkpoints: one file, so that one rename makes the whole of it ---
 
 
 def _save(run: _Run, folder: Path) -> None:
@@ -341,56 +246,22 @@ def _save(run: _Run, folder: Path) -> None:
 
 
 def _resume(run: _Run, recipe: CodecRecipe, folder: Path) -> None:
-    """Takes up what is in the folder, if anything is."""
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
-        files.write_text(folder / "recipe.yaml", dump_config(recipe))
-        return
-    _check_recipe(recipe, folder)
-    with safe_open(path, "pt") as stored:  # type: ignore[no-untyped-call]
-        facts = json.loads(stored.metadata()["run"])
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    run.step, run.seconds, run.history = facts["step"], facts["seconds"], facts["history"]
-    if run.step > recipe.steps or (run.step < recipe.steps and run.step > recipe.steps - recipe.decay_steps):
-        before = _stored_recipe(folder)
-        if (before.get("steps"), before.get("decay_steps")) != (recipe.steps, recipe.decay_steps):
-            raise Refused(
-                "the run is past the point where its length can change",
-                where=folder,
-                got=f"step {run.step}",
-                expected=f"at most {recipe.steps - recipe.decay_steps}",
-                fix="choose more steps, or another folder",
-            )
-    files.write_text(folder / "recipe.yaml", dump_config(recipe))
-    run.vae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("vae.")})
-    run.ema.load({name[4:]: value for name, value in tensors.items() if name.startswith("ema.")})
-    for number, optimizer in enumerate(run.optimizers):
-        plan = optimizer.state_dict()
-        for name, value in tensors.items():
-            if name.startswith(f"optimizer.{number}."):
-                _, _, slot, key = name.split(".")
-                plan["state"].setdefault(int(slot), {})[key] = value
-        optimizer.load_state_dict(plan)
-
-
-def _stored_recipe(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    stored: dict[str, Any] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return stored
-
-
-def _check_recipe(recipe: CodecRecipe, folder: Path) -> None:
-    now = recipe.model_dump(mode="json")
-    for key, value in _stored_recipe(folder).items():
-        if key not in _FREE and now.get(key) != value:
-            raise Refused(
-                "the run was begun with another recipe",
-                where=folder,
-                got=f"{key} {now.get(key)}",
-                expected=f"{key} {value}",
-                fix="use the recipe it was begun with, or another folder",
-            )
-
-
-__all__ = ["CodecRecipe", "learning_rate_scale", "measure", "psnr", "train_codec"]
+    """Takes up the run in the folder, if there is one, and notes the recipe."""
+    path, noted = folder / "checkpoint.safetensors", folder / "recipe.yaml"
+    if path.is_file():
+        with safe_open(path, "pt") as stored:
+            facts = json.loads(stored.metadata()["run"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        before = parse_config(CodecRecipe, yaml.safe_load(noted.read_text(encoding="utf-8")), where=str(noted))
+        may_go_on(recipe, before, facts["step"], folder)
+        run.step, run.seconds, run.history = facts["step"], facts["seconds"], facts["history"]
+        run.vae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("vae.")})
+        run.ema.load({name[4:]: value for name, value in tensors.items() if name.startswith("ema.")})
+        for number, optimizer in enumerate(run.optimizers):
+            plan = optimizer.state_dict()
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, slot, key = name.split(".")
+                    plan["state"].setdefault(int(slot), {})[key] = value
+            optimizer.load_state_dict(plan)
+    files.write_text(noted, dump_config(recipe))

@@ -54,8 +54,8 @@ def to_clips(data: Tensor) -> Tensor:
     return data.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def make_batch(data: Tensor, kind: Kind, *, batch_size: int, frames: int, seed: int, place: int) -> Tensor:
-    """One part of a training step's batch, a function of its arguments alone; half of them mirrored.
+def make_batch(data: Tensor, kind: Kind, *, batch_size: int, frames: int, seed: int, step: int) -> Tensor:
+    """The batch of one training step, a function of its arguments alone; half of them mirrored.
 
     Every kind costs about as much as `batch_size` clips of `frames` frames:
 
@@ -66,7 +66,7 @@ def make_batch(data: Tensor, kind: Kind, *, batch_size: int, frames: int, seed: 
       and places far from every border, are met;
     - "enlarged": a quarter as many, smoothly enlarged to twice the height and width.
     """
-    draw = seeds.generator(seed, "codec batch", place)
+    draw = seeds.generator(seed, "codec batch", step)
     whole = data.shape[1]
     count, length = {
         "clip": (batch_size, frames),

@@ -1,7 +1,7 @@
 """What each step trains on: a pure function of (seed, step, slot), on any number of processes.
 
-Slot is the place in the global batch. Sample number step * batch_size + slot walks through the split once an epoch, each
-epoch in an order of its own.
+Slot is the place in the global batch. Sample number step * batch_size + slot walks through the split once an epoch,
+each epoch in an order of its own.
 """
 
 from collections.abc import Sequence

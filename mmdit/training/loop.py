@@ -96,7 +96,7 @@ def _clip(run: Run) -> Tensor:
 
 
 def _is_finite(run: Run, loss: Tensor, norm: Tensor, batch: Batch) -> bool:
-    """Loss and norm are the same on every process, so that all decide alike; too many bad steps in a row stop the run."""
+    """Loss and norm are the same on every process: all decide alike. Too many bad steps in a row stop the run."""
     if math.isfinite(loss.item()) and math.isfinite(norm.item()):
         run.bad_steps = 0
         return True

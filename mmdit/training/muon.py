@@ -23,7 +23,7 @@ class KernelMuon(torch.optim.Optimizer):
         super().__init__(kernels, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step on every kernel that has a gradient. `closure` is there for torch's interface and must be None."""
         for group in self.param_groups:
             for kernel in group["params"]:

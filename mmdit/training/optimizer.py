@@ -19,9 +19,7 @@ def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimize
     chosen = {id(weight) for weight in matrices}
     others = [weight for _, weight in trained if id(weight) not in chosen]
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(
-            others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     ]
     if matrices:
         assert config.muon_lr is not None

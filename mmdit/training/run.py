@@ -91,9 +91,7 @@ def begin_run(config: RunConfig, folder: Path) -> Run:
     text_encoder = _text_encoder(config, splits["train"].captions)
     is_trained = text_encoder is not None and text_encoder.training
     captions = {
-        name: _caption_table(text_encoder, split.captions)
-        for name, split in splits.items()
-        if text_encoder is not None
+        name: _caption_table(text_encoder, split.captions) for name, split in splits.items() if text_encoder is not None
     }
     set_seed(seed_at(config.seed, "weights") % 2**32)  # initial weights come from torch's own generators
     transformer = _transformer(config, store, text_encoder)

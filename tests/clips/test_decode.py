@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -195,11 +196,11 @@ def test_rotation_flag(
 
 
 def test_pixel_aspect(tmp_path: Path) -> None:
-    """32x32 pixels that are twice as wide are a 32x64 picture: at 32x64 nothing is cut."""
+    """32x32 pixels that are twice as wide as high are a 32x64 picture: at 32x64 nothing is cut."""
     frames = np.zeros((2, 32, 32, 3), np.uint8)
-    frames[:, :, :4] = 255
+    frames[:, :4] = 255
     frame = read(write(tmp_path / "a.mp4", frames, aspect=Fraction(2, 1)), frames=1).frames[0]
-    assert (frame[:, :6] > 128).all() and (frame[:, 10:] < 128).all()
+    assert (frame[:3] > 128).all() and (frame[6:] < 128).all()
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_a_file_cut_short(tmp_path: Path, suffix: str) -> None:
                 target.mux(packet)
     whole = (tmp_path / f"front.{suffix}").read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 5])
-    with pytest.raises(BadClip, match="damaged|too short"):
+    with pytest.raises(BadClip, match=r"damaged|too short"):
         read(path)
     assert len(read(path, frames=2).frames) == 2  # what comes before the cut is whole
 
@@ -386,8 +387,13 @@ def test_no_more_than_asked_is_read_ahead(tmp_path: Path) -> None:
             yield ReadRequest(str(tmp_path / "a.mp4"), 5, (32, 64), 8.0)
 
     with ClipReader(1, ahead=4) as reader:
-        for number, _ in enumerate(reader.read_many(requests())):
-            assert handed <= number + 1 + 5
+        results = reader.read_many(requests())
+        for taken in (1, 2):
+            next(results)
+            while handed < taken + 4:  # they are read although nobody asks for them yet
+                time.sleep(0.01)
+        time.sleep(0.3)
+        assert handed == 6
 
 
 def test_children_load_no_torch() -> None:

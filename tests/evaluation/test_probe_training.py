@@ -91,5 +91,12 @@ def test_the_card_states_data_command_time_and_figures() -> None:
     settings = recipe("attributes=[colour, motion]")
     facts = {"command": "mmdit train-probe x", "parameters": 1234, "seconds": 61.4, "torch": "2.13"}
     text = card(settings, measure(train_probe(data, settings), data), facts)
-    for part in ("24 made clips of seed 1", "24 real clips of seed 2", "mmdit train-probe x", "1,234", "61 s", "held-out"):
+    for part in (
+        "24 made clips of seed 1",
+        "24 real clips of seed 2",
+        "mmdit train-probe x",
+        "1,234",
+        "61 s",
+        "held-out",
+    ):
         assert part in text

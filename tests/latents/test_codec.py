@@ -227,7 +227,7 @@ def test_refused_by_name_or_class(tmp_path: Path) -> None:
         **settings, **layers, **kinds, encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ())
     )
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(Refused, match="does not know this codec class, .*AutoencoderDC"):
+    with pytest.raises(Refused, match=r"does not know this codec class, .*AutoencoderDC"):
         load_codec(tmp_path / "other")
     with pytest.raises(Refused, match="does not know this codec class"):
         Codec(other)

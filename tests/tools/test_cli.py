@@ -217,7 +217,7 @@ def test_a_reader_that_leaves_is_no_traceback(lines: int, tmp_path: Path) -> Non
     reader, writer = os.pipe()
     os.close(reader)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    command = [sys.executable, program]
+    command = [sys.executable, str(program)]
     result = subprocess.run(command, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writer)
     assert result.returncode == 4

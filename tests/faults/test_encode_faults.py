@@ -1,0 +1,271 @@
+"""Faults while encoding: kills at every write, bad files, hanging decoders, two encoders on one folder."""
+
+import multiprocessing
+import os
+import signal
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdit import files
+from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
+from mmdit.clips.video import write_clip
+from mmdit.errors import OverBudget, Refused
+from mmdit.latents import encode
+from mmdit.latents.codec import Posterior
+from mmdit.latents.encode import EncodeReport, encode_folder
+from mmdit.latents.store import LatentStore
+
+
+class Pooled:
+    """Stands for a codec: averages over 8x8 pixels."""
+
+    channels, space_factor, time_factor, fingerprint = 3, 8, 1, "pooled"
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
+
+    def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        return size[0], size[1] // 8, size[2] // 8
+
+    def encode(self, clips: torch.Tensor) -> Posterior:
+        time.sleep(self.pause)
+        mean = F.avg_pool3d(clips, (1, 8, 8))
+        return Posterior(mean, mean.abs() / 2)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(latents, scale_factor=(1.0, 8.0, 8.0))
+
+
+class Direct:
+    """Stands for the ClipReader: reads in this process."""
+
+    def __init__(self, workers: int, **_: Any) -> None: ...
+
+    def __enter__(self) -> "Direct":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[Decoded | BadClip]:
+        for request in requests:
+            try:
+                yield read_request(request)
+            except BadClip as error:
+                yield error
+
+
+def write(path: Path, number: int) -> None:
+    y, x = np.mgrid[0:32, 0:48]
+    frames = [np.stack([np.sin((x * c + y * number + t) / 9) * 100 + 128 for c in range(3)], -1) for t in range(3)]
+    write_clip(path, np.array(frames).astype(np.uint8), 8)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for number in range(5):
+        write(tmp_path / "videos" / f"{number}.mp4", number)
+    (tmp_path / "videos" / "2.mp4").write_bytes(b"")
+    return tmp_path / "videos"
+
+
+def run(videos: Path, store: Path, codec: Any = None, **changes: Any) -> EncodeReport:
+    settings = {
+        "frames": 3, "size": (32, 48), "fps": 8, "batch_size": 2, "shard_size": 3, "workers": 1, "max_skipped": 1,
+        "psnr_every": 1,
+    } | changes  # fmt: skip
+    return encode_folder(videos, store, codec or Pooled(), **settings)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file, temporary parts included, but not the lock."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def tables(folder: Path) -> list[bytes] | None:
+    """What a reader finds there: nothing, or a whole store with all its latents."""
+    try:
+        store = LatentStore.open(folder)
+    except Refused:
+        return None
+    assert all(part.isfinite().all() for row in range(len(store)) for part in store.latent(row))
+    return [(folder / name).read_bytes() for name in ("store.json", "index.parquet", "quarantine.parquet")]
+
+
+def in_a_fork(work: Callable[[], Any]) -> int | None:
+    """Runs `work` in a copy of this process; its exit code, negative for the signal that ended it."""
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=False)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, fault: str, work: Callable[[], Any]) -> bool:
+    monkeypatch.setenv("MMDIT_FAULT", fault)
+    files._seen.clear()
+    code = in_a_fork(work)
+    monkeypatch.delenv("MMDIT_FAULT")
+    assert code in (0, -signal.SIGKILL), (fault, code)
+    return code != 0
+
+
+def walk(
+    monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], Any], store: Path, work: Callable[[Path], Any]
+) -> int:
+    """Kills `work` at its first write point, its second, ... and lets it go on; each end must be the same. Returns how
+    many points there are."""
+    monkeypatch.setattr(encode, "ClipReader", Direct)
+    begin(store / "whole")
+    before = tables(store / "whole")
+    work(store / "whole")
+    whole = contents(store / "whole")
+    point = 0
+    while True:
+        point += 1
+        folder = store / str(point)
+        begin(folder)
+        killed = killed_at(monkeypatch, f"kill@#{point}", lambda: work(folder))  # noqa: B023
+        assert tables(folder) in (None, before, tables(store / "whole")), point
+        work(folder)
+        assert contents(folder) == whole, point
+        if not killed:
+            return point - 1
+
+
+def test_killed_at_every_write_of_a_new_store(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = walk(monkeypatch, lambda store: None, tmp_path / "stores", lambda store: run(videos, store))
+    assert points == 3 * (2 * 2 + 3)  # two files a shard, index, quarantine, store.json; three stages each
+    store = LatentStore.open(tmp_path / "stores" / "1")
+    assert len(store) == 4 and store.latent(3)[0].isfinite().all()
+
+
+def test_killed_at_every_write_of_an_added_video(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("0.mp4", "1.mp4", "2.mp4"):
+        (few / name).write_bytes((videos / name).read_bytes())
+    points = walk(monkeypatch, lambda store: run(few, store), tmp_path / "stores", lambda store: run(videos, store))
+    assert points == 3 * (2 + 3)
+
+
+def test_a_killed_run_does_at_most_a_shard_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "ClipReader", Direct)
+    assert killed_at(monkeypatch, "kill@00001.parquet:written", lambda: run(videos, tmp_path / "store"))
+    assert (tmp_path / "store" / "shards" / "00001.safetensors").exists()
+    with pytest.raises(Refused, match="an unfinished one"):
+        LatentStore.open(tmp_path / "store")
+    assert run(videos, tmp_path / "store").encoded == 2
+
+
+def test_killed_at_a_moment_with_its_decoders(videos: Path, tmp_path: Path) -> None:
+    """A real kill -9, decoding processes and all: nothing is left running, and the end is the same."""
+    run(videos, tmp_path / "whole")
+    process = multiprocessing.get_context("fork").Process(target=run, args=(videos, tmp_path / "store", Pooled(0.3)))
+    process.start()
+    assert process.pid is not None
+    while not list((tmp_path / "store" / "shards").glob("*.parquet")) and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert run(videos, tmp_path / "store").kept == 4
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_bad_files_are_counted_by_reason(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "ClipReader", Direct)
+    whole = (videos / "0.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "text.mp4").write_text("this is no video\n" * 100)
+    (videos / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(30_000))
+    audio_only(videos / "audio.mp4")
+    with pytest.raises(OverBudget, match=r"got 5 of 9.*at most 4") as error:
+        run(videos, tmp_path / "store", max_skipped=4)
+    assert error.value.exit_code == 3
+    rows = pyarrow.parquet.read_table(tmp_path / "store" / "quarantine.parquet").to_pylist()
+    reasons = {row["source"]: row["reason"] for row in rows}
+    assert reasons.keys() == {"2.mp4", "audio.mp4", "cut.mp4", "noise.mp4", "text.mp4"}
+    assert reasons["2.mp4"] == "empty file" and reasons["audio.mp4"] == "no video stream"
+    assert reasons["text.mp4"].startswith("not a video:") and reasons["noise.mp4"].startswith("not a video:")
+    assert reasons["cut.mp4"].startswith(("not a video:", "damaged:", "too short:"))
+    assert len(LatentStore.open(tmp_path / "store")) == 4
+    assert run(videos, tmp_path / "store", max_skipped=5).skipped == 5
+
+
+def audio_only(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        sound.rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+
+
+SABOTAGE = """
+    import ctypes, os
+    from mmdit.clips import decode
+    read = decode.read_request
+    def sabotaged(request):
+        if os.path.basename(request.path) == "1.mp4":
+            ctypes.PyDLL(None).sleep(1000)  # as a decoder does: holding the interpreter's lock
+        if os.path.basename(request.path) == "3.mp4":
+            os.abort()
+        return read(request)
+    decode.read_request = sabotaged
+"""
+
+
+def test_hanging_and_crashing_decoders_cost_their_clips(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(SABOTAGE))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    report = run(videos, tmp_path / "store", deadline=1.0, max_skipped=3)
+    assert report.kept == 2
+    assert report.reasons == {"empty file": 1, "the decoder hangs": 1, "the decoder crashed": 1}
+    monkeypatch.delenv("PYTHONPATH")
+    assert run(videos, tmp_path / "store", retry_skipped=True).kept == 4
+
+
+def test_two_encoders_on_one_folder(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "ClipReader", Direct)
+    process = multiprocessing.get_context("fork").Process(target=run, args=(videos, tmp_path / "store", Pooled(0.5)))
+    process.start()
+    while not (tmp_path / "store" / ".lock").exists() or not (tmp_path / "store" / ".lock").read_text():
+        time.sleep(0.01)
+    with pytest.raises(Refused, match=rf"the folder is in use.*process {process.pid} at work"):
+        run(videos, tmp_path / "store")
+    process.join(60)
+    assert process.exitcode == 0
+    assert run(videos, tmp_path / "store").encoded == 0
+
+
+def test_a_flipped_byte_while_writing_differs_from_the_recorded_hash(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `sha256` in store.json is for: it is of the bytes that were meant to be written."""
+    import hashlib
+
+    monkeypatch.setattr(encode, "ClipReader", Direct)
+    monkeypatch.setenv("MMDIT_FAULT", "corrupt@00000.safetensors:written")
+    run(videos, tmp_path / "store")
+    shards = LatentStore.open(tmp_path / "store").meta["shards"]
+    same = [
+        hashlib.sha256((tmp_path / "store" / "shards" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
+        for shard in shards
+    ]
+    assert same == [False, True]

@@ -1,0 +1,354 @@
+"""Encoding a folder: what the store holds, what is done again and what is not, and what is counted."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
+from mmdit.clips.video import frames_to_clip, write_clip
+from mmdit.errors import OverBudget, Refused, Stopped
+from mmdit.latents import encode, work
+from mmdit.latents.codec import Posterior
+from mmdit.latents.encode import EncodeReport, encode_folder
+from mmdit.latents.store import LatentStore
+
+
+class Pooled:
+    """Stands for a codec: averages over 8x8 pixels; its deviation is half the mean's size."""
+
+    channels, space_factor, time_factor = 3, 8, 1
+
+    def __init__(self, fingerprint: str = "pooled") -> None:
+        self.fingerprint = fingerprint
+        self.clips = 0
+
+    def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        if size[1] % 8 or size[2] % 8:
+            raise Refused("the codec cannot take this size of clip", got=size, fix="the nearest is 64x48")
+        return size[0], size[1] // 8, size[2] // 8
+
+    def encode(self, clips: torch.Tensor) -> Posterior:
+        self.clips += len(clips)
+        mean = F.avg_pool3d(clips, (1, 8, 8))
+        return Posterior(mean, mean.abs() / 2)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(latents, scale_factor=(1.0, 8.0, 8.0))
+
+
+class Direct:
+    """Stands for the ClipReader: reads in this process, which spares the tests the start of another."""
+
+    def __init__(self, workers: int, **_: Any) -> None: ...
+
+    def __enter__(self) -> "Direct":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[Decoded | BadClip]:
+        for request in requests:
+            try:
+                yield read_request(request)
+            except BadClip as error:
+                yield error
+
+
+@pytest.fixture(autouse=True)
+def direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "processes" not in request.node.name:
+        monkeypatch.setattr(encode, "ClipReader", Direct)
+
+
+def clip(number: int, frames: int = 5) -> np.ndarray[Any, Any]:
+    y, x = np.mgrid[0:32, 0:48]
+    waves = [[np.sin((x * (c + 1) + y * number + 3 * t) / 20) for c in range(3)] for t in range(frames)]
+    return (np.moveaxis(np.array(waves), 1, -1) * 100 + 128).astype(np.uint8)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Seven clips, number 3 too short, number 5 no video at all, and a table about them."""
+    folder = tmp_path / "videos"
+    for number in range(7):
+        write_clip(folder / f"{number}.mp4", clip(number, 2 if number == 3 else 5), 8)
+    (folder / "5.mp4").write_text("no video")
+    lines = ["path,caption,label,split,colour,fps"]
+    for number in range(7):
+        split = "validation" if number == 6 else ""
+        lines.append(f"{number}.mp4,clip {number},{'coat' if number % 2 else 'dress'},{split},red,24")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder
+
+
+def run(videos: Path, store: Path, codec: Any = None, **changes: Any) -> EncodeReport:
+    settings = {
+        "frames": 5, "size": (32, 48), "fps": 8, "batch_size": 2, "shard_size": 3, "workers": 1, "max_skipped": 2,
+        "psnr_every": 1, "dtype": "float32",
+    } | changes  # fmt: skip
+    return encode_folder(videos, store, codec or Pooled(), **settings)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_the_store_holds_what_the_folder_has(videos: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, int]] = []
+    report = run(videos, tmp_path / "store", codec_name="pooled", progress=lambda *numbers: told.append(numbers))
+    assert (report.planned, report.kept, report.skipped, report.encoded) == (7, 5, 2, 7)
+    assert report.reasons == {"too short": 1, "not a video": 1}
+    assert told[-1] == (7, 7, 2) and [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6, 7]
+
+    store = LatentStore.open(tmp_path / "store")
+    table = store.table
+    assert len(store) == 5 and table["source"].to_pylist() == ["0.mp4", "1.mp4", "2.mp4", "4.mp4", "6.mp4"]
+    assert table["caption"].to_pylist() == ["clip 0", "clip 1", "clip 2", "clip 4", "clip 6"]
+    assert store.labels == ["coat", "dress"]
+    assert store.split("train") == [0, 1, 2, 3] and store.split("validation") == [4] and store.split("test") == []
+    assert table["colour"].to_pylist() == ["red"] * 5
+    assert table["attribute.fps"].to_pylist() == ["24"] * 5 and table["fps"].to_pylist() == [8.0] * 5
+    first = {name: values[0] for name, values in table.to_pydict().items()}
+    assert (first["frames"], first["height"], first["width"], first["latent"]) == (5, 32, 48, [3, 5, 4, 6])
+    assert (first["start"], first["end"], first["source_frames"], first["source_fps"]) == (0.0, 0.5, 5, 8.0)
+    assert (first["source_height"], first["source_width"], first["reader"]) == (32, 48, "pyav")
+    assert store.latent_shape == (3, 5, 4, 6)
+    assert store.meta["clip"] | {"crop": ""} == {"frames": 5, "size": [32, 48], "fps": 8.0, "crop": ""}
+    assert store.meta["codec"] == {"name": "pooled", "fingerprint": "pooled"}
+
+    drawn = []
+    for row in range(len(store)):
+        number = int(table["source"][row].as_py()[0])
+        mean, std = store.latent(row)
+        wanted = Pooled().encode(frames_to_clip(clip(number))[None]).mean[0]
+        assert mean.shape == (3, 5, 4, 6) and (mean - wanted).abs().mean() < 0.03, number
+        assert torch.equal(std, mean.abs() / 2)
+        drawn.append((mean.double(), std.double()))
+    means, stds = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    assert torch.allclose(store.channel_mean.double(), means.mean(dim=(0, 2, 3, 4)), atol=1e-6)
+    variance = (means**2 + stds**2).mean(dim=(0, 2, 3, 4)) - means.mean(dim=(0, 2, 3, 4)) ** 2
+    assert torch.allclose(store.channel_std.double(), variance.sqrt(), atol=1e-6)
+    assert all(10 < psnr < 60 for psnr in table["psnr"].to_pylist())
+
+    quarantine = pyarrow.parquet.read_table(tmp_path / "store" / "quarantine.parquet").to_pylist()
+    assert [row["source"] for row in quarantine] == ["3.mp4", "5.mp4"]
+    assert quarantine[0]["reason"] == "too short: 0.25 s of video, 0.5 s needed"
+
+
+def test_a_second_call_does_nothing(videos: Path, tmp_path: Path) -> None:
+    run(videos, tmp_path / "store")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.name != ".lock"}
+    codec = Pooled()
+    report = run(videos, tmp_path / "store", codec)
+    assert (codec.clips, report.encoded, report.kept, report.skipped) == (0, 0, 5, 2)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_with_processes_the_store_does_not_depend_on_their_number_or_on_places(videos: Path, tmp_path: Path) -> None:
+    run(videos, tmp_path / "a")
+    moved = videos.rename(tmp_path / "elsewhere")
+    run(moved, tmp_path / "deep" / "b", workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "deep" / "b")
+
+
+def test_added_changed_and_removed_videos(videos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    run(videos, store)
+    (videos / "captions.csv").unlink()
+    shutil.copy(videos / "0.mp4", videos / "moved.mp4")
+    (videos / "0.mp4").unlink()
+    write_clip(videos / "1.mp4", clip(11), 8)
+    write_clip(videos / "9.mp4", clip(9), 8)
+    codec = Pooled()
+    report = run(videos, store, codec)
+    assert codec.clips == 2 and report.encoded == 2 and report.kept == 6 and report.unused == 1
+    assert report.without_caption == 6
+    opened = LatentStore.open(store)
+    assert opened.table["source"].to_pylist() == ["1.mp4", "2.mp4", "4.mp4", "6.mp4", "9.mp4", "moved.mp4"]
+    assert opened.labels == [] and set(opened.table["caption"].to_pylist()) == {None}
+    for row in range(6):
+        assert opened.latent(row)[0].isfinite().all()
+
+
+def test_the_same_content_twice_is_encoded_once_and_said(videos: Path, tmp_path: Path) -> None:
+    shutil.copy(videos / "0.mp4", videos / "again.mp4")
+    (videos / "captions.csv").unlink()
+    codec = Pooled()
+    report = run(videos, tmp_path / "store", codec)
+    assert report.same_content == 1 and report.kept == 6 and codec.clips == 5
+    store = LatentStore.open(tmp_path / "store")
+    rows = [store.table["source"].to_pylist().index(name) for name in ("0.mp4", "again.mp4")]
+    assert torch.equal(store.latent(rows[0])[0], store.latent(rows[1])[0])
+
+
+def test_two_spans_of_a_video(videos: Path, tmp_path: Path) -> None:
+    (videos / "captions.csv").write_text("path,start,end\n0.mp4,,\n0.mp4,0.25,\n0.mp4,0.125,0.25\n")
+    report = run(videos, tmp_path / "store", frames=3)
+    store = LatentStore.open(tmp_path / "store")
+    assert report.kept == 2 and store.table["start"].to_pylist() == [0.0, 0.25]
+    assert torch.equal(store.latent(0)[0][:, 2], store.latent(1)[0][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": (32, 40)}, ["another size", "[32, 40]", "[32, 48]"]),
+        ({"fps": 4}, ["another fps", "4.0", "8.0"]),
+        ({"frames": 3}, ["another frames", "frames 3", "frames 5"]),
+        ({"dtype": "bfloat16"}, ["another dtype", "bfloat16", "float32"]),
+        ({"codec": Pooled("other")}, ["another codec", "other", "pooled"]),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_other_settings_are_refused(
+    videos: Path, tmp_path: Path, change: dict[str, Any], words: list[str], whole: bool
+) -> None:
+    run(videos, tmp_path / "store")
+    if not whole:
+        (tmp_path / "store" / "store.json").unlink()
+    before = contents(tmp_path / "store")
+    with pytest.raises(Refused) as error:
+        run(videos, tmp_path / "store", **change)
+    assert all(word in str(error.value) for word in words), error.value
+    assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"frames": 0}, "impossible clip"),
+        ({"fps": 0.0}, "impossible clip"),
+        ({"size": (30, 48)}, "the nearest is"),
+        ({"dtype": "int8"}, "unknown type"),
+        ({"batch_size": 0}, "empty batch"),
+    ],
+)
+def test_impossible_requests_are_refused(videos: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        run(videos, tmp_path / "store", **change)
+    assert not (tmp_path / "store").exists()
+
+
+def test_refused_places(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no such folder"):
+        run(tmp_path / "none", tmp_path / "store")
+    with pytest.raises(Refused, match=r"other things in it.*0\.mp4"):
+        run(videos, videos)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="no store can be made there"):
+        run(videos, tmp_path / "file" / "store")
+    with pytest.raises(Refused, match="no whole latent store"):
+        LatentStore.open(videos)
+
+
+def test_the_budget(videos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(OverBudget, match=r"got 2 of 7.*at most 1") as error:
+        run(videos, store, max_skipped=1)
+    assert error.value.exit_code == 3 and isinstance(error.value, encode.TooManySkipped)
+    assert error.value.report.kept == 5 and len(LatentStore.open(store)) == 5
+    with pytest.raises(OverBudget, match="at most 1"):
+        run(videos, store, max_skipped=0.2)
+    assert run(videos, store, max_skipped=0.3).skipped == 2
+
+
+def test_nothing_usable_is_refused(videos: Path, tmp_path: Path) -> None:
+    for number in (0, 1, 2, 4, 6):
+        (videos / f"{number}.mp4").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"no usable clip.*7 skipped.*\(5\) empty file"):
+            run(videos, tmp_path / "store")
+        assert not (tmp_path / "store" / "store.json").exists()
+
+
+def test_a_latent_that_is_not_finite_is_skipped(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Pooled.encode
+
+    def encode_badly(self: Pooled, clips: torch.Tensor) -> Posterior:
+        posterior = plain(self, clips)
+        posterior.mean[0, 0, 0, 0, 0] = 1e5
+        return posterior
+
+    monkeypatch.setattr(Pooled, "encode", encode_badly)
+    assert run(videos, tmp_path / "float32").skipped == 2
+    report = run(videos, tmp_path / "float16", dtype="float16", max_skipped=9)
+    assert report.reasons["latent not finite"] >= 2 and report.kept + report.skipped == 7
+    store = LatentStore.open(tmp_path / "float16")
+    assert all(part.isfinite().all() for row in range(len(store)) for part in store.latent(row))
+
+
+def test_skipped_clips_are_read_again_on_request(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "frames_to_clip", lambda frames: frames_to_clip(frames) * float("nan"))
+    with pytest.raises(Refused, match="latent not finite"):
+        run(videos, tmp_path / "store")
+    monkeypatch.undo()
+    with pytest.raises(Refused):
+        run(videos, tmp_path / "store")
+    assert run(videos, tmp_path / "store", retry_skipped=True).kept == 5
+    assert run(videos, tmp_path / "store").encoded == 0
+    assert len(LatentStore.open(tmp_path / "store")) == 5
+
+
+def test_psnr_is_sampled_by_content(videos: Path, tmp_path: Path) -> None:
+    run(videos, tmp_path / "all", psnr_every=1)
+    run(videos, tmp_path / "some", psnr_every=2, batch_size=3)
+    run(videos, tmp_path / "none", psnr_every=0)
+    every, some, none = (LatentStore.open(tmp_path / n).table.to_pydict() for n in ("all", "some", "none"))
+    assert none["psnr"] == [None] * 5
+    for id, whole, part in zip(every["id"], every["psnr"], some["psnr"], strict=True):
+        assert part == (whole if int(id[:8], 16) % 2 == 0 else None)
+
+
+def test_too_little_room_is_refused_before_work(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(Refused, match="too little room"):
+        run(videos, tmp_path / "store")
+
+
+def test_a_shard_that_was_cut_is_made_again(videos: Path, tmp_path: Path) -> None:
+    run(videos, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    shard = tmp_path / "store" / "shards" / "00000.safetensors"
+    os.truncate(shard, 100)
+    with pytest.raises(Refused, match=r"damaged store.*00000\.safetensors.*100 bytes"):
+        LatentStore.open(tmp_path / "store")
+    assert run(videos, tmp_path / "store").encoded == 3
+    assert contents(tmp_path / "store") == before
+
+
+def test_a_store_of_a_newer_format_is_refused(videos: Path, tmp_path: Path) -> None:
+    run(videos, tmp_path / "store")
+    path = tmp_path / "store" / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    for call in (lambda: LatentStore.open(tmp_path / "store"), lambda: run(videos, tmp_path / "store")):
+        with pytest.raises(Refused, match=r"newer mmdit.*format 99.*at most 1"):
+            call()
+
+
+def test_a_full_disk_stops_with_what_is_done_kept(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMDIT_FAULT", "full@00001.safetensors:begin")
+    with pytest.raises(Stopped, match=r"cannot be written.*No space"):
+        run(videos, tmp_path / "store")
+    monkeypatch.delenv("MMDIT_FAULT")
+    with pytest.raises(Refused, match="an unfinished one"):
+        LatentStore.open(tmp_path / "store")
+    codec = Pooled()
+    assert run(videos, tmp_path / "store", codec).kept == 5
+    assert codec.clips == 2  # the first shard, with three of the five, was kept
+    run(videos, tmp_path / "other")
+    assert contents(tmp_path / "store") == contents(tmp_path / "other")
