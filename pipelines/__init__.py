@@ -1,1 +1,6 @@
 """Generation pipelines in the form of diffusers."""
+
+from mmdit.pipelines.clip_pipeline import ClipPipeline, ClipPipelineOutput
+from mmdit.pipelines.loading import load_pipeline
+
+__all__ = ["ClipPipeline", "ClipPipelineOutput", "load_pipeline"]

@@ -118,10 +118,11 @@ def check_size(
             fix="ask for fewer or smaller clips at a time",
         )
     if not _frames_allowed(codec, patch_size[0], frames, height, width):
-        reach = range(max(1, frames - 64), frames + 65)
-        allowed = [n for n in reach if _frames_allowed(codec, patch_size[0], n, height, width)]
-        near = min(allowed, key=lambda n: (abs(n - frames), n)) if allowed else None
-        fix = f"the nearest is {near}" if near else None
+        around = (range(frames - 1, max(0, frames - 64), -1), range(frames + 1, frames + 65))
+        near = [
+            next((n for n in side if _frames_allowed(codec, patch_size[0], n, height, width)), None) for side in around
+        ]
+        fix = "the nearest: " + " and ".join(str(n) for n in near if n is not None)
         raise Refused("the model cannot make so many frames", got=frames, expected="what the codec allows", fix=fix)
     return codec.latent_size((frames, height, width))
 

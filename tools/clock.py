@@ -28,12 +28,12 @@ def step_clock(path: Path) -> Iterator[Callable[[str], AbstractContextManager[No
             spent["peak_memory_gib"] = max(spent.get("peak_memory_gib", 0.0), peak())
             files.write_json(path, spent)
 
-    with _watch_memory() as peak:
+    with watch_memory() as peak:
         yield clock
 
 
 @contextmanager
-def _watch_memory() -> Iterator[Callable[[], float]]:
+def watch_memory() -> Iterator[Callable[[], float]]:
     """While inside, looks twice a second at what this process and its children hold; gives the peak so far, in GiB."""
     import psutil
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from mmdit.pipelines.wishes import Wish
 
 
+COLUMNS = 8  # of gallery.gif
+
+
 @dataclass(frozen=True)
 class Settings:
     """How much of everything; what a demo folder is made with."""
@@ -70,21 +73,27 @@ def main(
 
     Example: mmdit demo --out demo
     """
-    settings = QUICK if quick else Settings(quick=False)
+    make_demo(out, QUICK if quick else Settings(quick=False))
+    _say_where_to_look(out)
+
+
+def make_demo(out: Path, settings: Settings) -> None:
+    """All the steps, each one skipped or taken up where an earlier call left it; then summary, picture and report."""
     from mmdit import files
     from mmdit.report.demo import write_demo_report
     from mmdit.report.summary import demo_summary
     from mmdit.tools.clock import step_clock
 
     _agree(out, settings)
-    with files.lock(out), step_clock(out / "timings.json") as clock:
-        for number, (name, step) in enumerate(STEPS.items(), start=1):
-            print(f"[{number}/{len(STEPS)}] {name}", flush=True)
-            with clock(name):
-                step(out, settings)
-    files.write_json(out / "summary.json", demo_summary(out, asdict(settings), list(STEPS)))
-    write_demo_report(out)
-    _say_where_to_look(out)
+    with files.lock(out):
+        with step_clock(out / "timings.json") as clock:
+            for number, (name, step) in enumerate(STEPS.items(), start=1):
+                print(f"[{number}/{len(STEPS)}] {name}", flush=True)
+                with clock(name):
+                    step(out, settings)
+        files.write_json(out / "summary.json", demo_summary(out, asdict(settings), list(STEPS)))
+        write_demo_report(out)
+        _picture(out, settings)
 
 
 def _agree(out: Path, settings: Settings) -> None:
@@ -200,6 +209,22 @@ def _score(out: Path, settings: Settings) -> None:
 
     scores = score_demo(out, load_probe(), load_codec("fashion"), real_clips=settings.real_clips, shown=settings.shown)
     files.write_json(out / "scores.json", scores)
+
+
+def _picture(out: Path, settings: Settings) -> None:
+    """gallery.gif: generated clips side by side, of trained combinations in the first row and held-out ones below."""
+    from mmdit.clips.decode import read_clip
+    from mmdit.report.sheet import write_gif_grid
+
+    wishes = [wish for wish in _wishes(settings) if wish.prompt is not None and wish.frames is None]
+    rows = [[wish for wish in wishes if wish.combination == kind][:COLUMNS] for kind in ("trained", "held-out")]
+    columns = min(len(row) for row in rows)
+    clips = [
+        read_clip(out / "generated" / wish.file, frames=settings.frames, size=settings.size, fps=settings.fps).frames
+        for row in rows
+        for wish in row[:columns]
+    ]
+    write_gif_grid(clips, out / "gallery.gif", columns=columns, fps=settings.fps)
 
 
 STEPS: dict[str, Callable[[Path, Settings], None]] = {

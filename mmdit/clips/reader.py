@@ -83,16 +83,19 @@ class ClipReader:
             target=self._pump, args=(iter(requests), results, room), name="clip reader", daemon=True
         )
         thread.start()
+        finished = False
         try:
             while (result := results.get()) is not None:
                 if not isinstance(result, Decoded | BadClip):
                     raise result
                 room.release()
                 yield result
+            finished = True
         finally:
-            if thread.is_alive():
+            if not finished:
                 self._stop.set()
-                thread.join()
+            thread.join()
+            if not finished:
                 self.close()
 
     def _pump(
@@ -175,7 +178,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if os.environ.get("MMDIT_DEBUG", "") in ("", "0") else None,
         )

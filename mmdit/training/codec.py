@@ -23,7 +23,7 @@ from mmdit.config import dump_config, parse_config
 from mmdit.errors import Stopped
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.training.codec_data import make_batch, read_split, to_clips
-from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, may_go_on
+from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, may_go_on
 from mmdit.training.ema import EMA
 from mmdit.training.muon import KernelMuon
 
@@ -200,8 +200,9 @@ def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
         noise = seeds.normal(tuple(latents.shape), recipe.seed, "codec noise", step)
         decoded = run.vae.decoder(latents + recipe.latent_noise * std.detach() * noise)
     error = decoded.float() - clips
-    loss = error.square().mean() + recipe.absolute * error.abs().mean()
-    loss = loss + recipe.edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    absolute, edges = loss_weights(recipe, step)
+    loss = error.square().mean() + absolute * error.abs().mean()
+    loss = loss + edges * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
     loss = loss + recipe.pull * (mean.square().mean() + std.log().square().mean())
     loss.backward()
     scale = learning_rate_scale(recipe, step)

@@ -48,6 +48,10 @@ class CodecRecipe(Config):
     """Weight of the absolute error beside the squared one."""
     edges: float = Field(0.1, ge=0)
     """Weight of the absolute error of differences between neighbouring pixels."""
+    decay_absolute: float | None = Field(None, ge=0)
+    """The same as `absolute`, while the learning rate falls; by default that."""
+    decay_edges: float | None = Field(None, ge=0)
+    """The same as `edges`, while the learning rate falls; by default that."""
     pull: float = Field(1e-3, ge=0)
     """Weight of the pull of each latent channel toward zero mean and unit deviation."""
     ema: float = Field(0.998, ge=0, lt=1)
@@ -78,8 +82,9 @@ class CodecRecipe(Config):
         return settings
 
 
-# What may differ when a run goes on: none of it changes the numbers, save the steps, which `may_go_on` looks after.
-_FREE = {"steps", "decay_steps", "threads", "save_every", "validation_clips"}
+# What may differ when a run goes on, as it does not change the numbers; and what does so from the decay on only.
+_FREE = {"threads", "save_every", "validation_clips"}
+_DECAY = ("steps", "decay_steps", "decay_absolute", "decay_edges")
 
 
 def may_go_on(recipe: CodecRecipe, before: CodecRecipe, step: int, where: object) -> None:
@@ -90,7 +95,7 @@ def may_go_on(recipe: CodecRecipe, before: CodecRecipe, step: int, where: object
     """
     was = before.model_dump(mode="json")
     for key, value in recipe.model_dump(mode="json").items():
-        if key not in _FREE and was[key] != value:
+        if key not in _FREE and key not in _DECAY and was[key] != value:
             raise Refused(
                 "the run was begun with another recipe",
                 where=where,
@@ -98,15 +103,28 @@ def may_go_on(recipe: CodecRecipe, before: CodecRecipe, step: int, where: object
                 expected=f"{key} {was[key]}",
                 fix="use the recipe it was begun with, or another folder",
             )
-    plateau = min(one.steps - one.decay_steps for one in (recipe, before))
-    if (recipe.steps, recipe.decay_steps) != (before.steps, before.decay_steps) and step > plateau:
+    now, then = ({key: getattr(one, key) for key in _DECAY} for one in (recipe, before))
+    if now != then and step > min(one.steps - one.decay_steps for one in (recipe, before)):
         raise Refused(
-            "the learning rate has begun to fall, and with it the length of the run is settled",
+            "the learning rate has begun to fall, and with it the end of the run is settled",
             where=where,
-            got=f"steps {recipe.steps}, decay_steps {recipe.decay_steps} at step {step}",
-            expected=f"steps {before.steps}, decay_steps {before.decay_steps}, or a decay that begins later",
+            got=f"{_words(now)} at step {step}",
+            expected=_words(then),
             fix="use the recipe it was begun with, or another folder",
         )
+
+
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def loss_weights(recipe: CodecRecipe, step: int) -> tuple[float, float]:
+    """The weights of the absolute error and of the edges at a step."""
+    absolute, edges = recipe.absolute, recipe.edges
+    if step >= recipe.steps - recipe.decay_steps:
+        absolute = absolute if recipe.decay_absolute is None else recipe.decay_absolute
+        edges = edges if recipe.decay_edges is None else recipe.decay_edges
+    return absolute, edges
 
 
 def learning_rate_scale(recipe: CodecRecipe, step: int) -> float:

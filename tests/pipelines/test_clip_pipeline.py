@@ -208,8 +208,10 @@ def test_refusals_come_before_any_work(
 def test_frames_follow_the_patches_and_the_nearest_is_named(tiny: ModuleType) -> None:
     pipeline = tiny.make_pipeline(patch_frames=2)
     pipeline.register_to_config(clip={**tiny.CLIP, "frames": 4})
-    with pytest.raises(Refused, match=r"got 5, .* the nearest is 4"):
+    with pytest.raises(Refused, match=r"got 5, .* the nearest: 4 and 6"):
         pipeline("red", num_frames=5)
+    with pytest.raises(Refused, match="the nearest: 2$"):
+        pipeline("red", num_frames=1)
     assert pipeline("red", num_inference_steps=1).frames.shape[1] == 4
 
 

@@ -18,7 +18,7 @@ from mmdit.errors import Refused, Stopped
 from mmdit.latents.codec import load_codec, shipped_codecs
 from mmdit.training.codec import measure, psnr, train_codec
 from mmdit.training.codec_data import Kind, make_batch, read_split, to_clips
-from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale
+from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights
 from mmdit.training.muon import KernelMuon, orthogonal_kernel
 
 SIZE, FRAMES = (16, 24), 5
@@ -182,6 +182,11 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero(clips: Path) -> None:
     assert learning_rate_scale(recipe(clips, steps=10, decay_steps=0), 9) == 1
 
 
+def test_the_loss_may_be_weighted_otherwise_while_the_rate_falls(clips: Path) -> None:
+    plan = recipe(clips, steps=10, decay_steps=4, absolute=0.5, edges=0.25, decay_edges=0.125)
+    assert [loss_weights(plan, step) for step in (0, 5, 6, 9)] == [(0.5, 0.25)] * 2 + [(0.5, 0.125)] * 2
+
+
 # --- runs ---
 
 
@@ -273,8 +278,10 @@ def test_a_run_may_be_cut_short_before_its_decay_and_not_after(clips: Path, tmp_
         train_codec(recipe(clips, steps=100), tmp_path, progress=stop)
     train_codec(recipe(clips), tmp_path)
     assert weights_of(tmp_path) == weights_of(whole)
-    with pytest.raises(Refused, match="has begun to fall, .*steps 20"):
+    with pytest.raises(Refused, match=r"has begun to fall, .*steps 20"):
         train_codec(recipe(clips, steps=20), tmp_path)
+    with pytest.raises(Refused, match=r"decay_edges 0\.0 at step 12"):
+        train_codec(recipe(clips, decay_edges=0.0), tmp_path)
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(clips: Path, whole: Path) -> None:
