@@ -27,7 +27,7 @@ def main(
     from mmdit.clips.made import make_clips
     from mmdit.config import load_config
     from mmdit.errors import Refused
-    from mmdit.evaluation.probe import check_probe, save_probe
+    from mmdit.evaluation.probe import check_probe, load_probe, save_probe
     from mmdit.evaluation.probe_training import ProbeRecipe, card, measure, read_made_clips, train_probe
     from mmdit.tools.progress import progress_line
 
@@ -56,10 +56,11 @@ def main(
         "seconds": time.monotonic() - start,
         "torch": torch.__version__,
     }
-    check_probe(probe, test.clips, test.values)
-    text = card(settings, measure(probe, test), facts)
     with files.new_folder(out) as folder:
         save_probe(probe, folder)
+        stored = load_probe(folder)  # what is measured is what is stored, rounded to float16
+        check_probe(stored, test.clips, test.values)
+        text = card(settings, measure(stored, test), facts)
         files.write_text(folder / "README.md", text)
     print(text)
     print(f"The probe is in {out}.")

@@ -8,11 +8,12 @@ Shapes of arrays: (frame,) for what changes in time, (frame, row, column) for fi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[Any]  # of float32, or float64 where that is at hand
 AMBIENT, DIFFUSE = 0.56, 0.52
 
 
@@ -129,9 +130,8 @@ class Canvas:
         # the round ends are lit like the rest, so that a bent limb shows no seam at its joint
         shade = self.lit(across * -uy * 0.95, -across * ux * 0.95) * (dim[0] + (dim[1] - dim[0]) * t)
         shade *= 1.0 - 0.20 * across**4
-        colour = material
-        if callable(material):
-            colour = material(Surface(along + column(offset, f), np.arcsin(across), radius, box.x, box.y))
+        place = Surface(along + column(offset, f), np.arcsin(across), radius, box.x, box.y)
+        colour = material(place) if callable(material) else material
         self.blend(box, colour * shade[..., None], alpha)
 
     def ball(

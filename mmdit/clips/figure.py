@@ -180,7 +180,7 @@ def _head(who: Dressed) -> None:
     canvas.ball(nose, (who.size(0.010), who.size(0.012)), who.skin)
     box, p, q, alpha, front, side = _sphere(who, centre, (wide, tall))
     sharp = column(pose.scale * 0.065, f)
-    colour = np.broadcast_to(who.skin, (*p.shape[:1], q.shape[1], p.shape[2], 3)).astype(np.float32)
+    colour: Field = np.broadcast_to(who.skin, (*p.shape[:1], q.shape[1], p.shape[2], 3)).astype(np.float32)
     eye, mouth = rgb((58, 40, 40)), rgb((172, 62, 68))
     for at, down, size, flat, ink, strength in (
         (-0.40, -0.02, 0.15, 1.2, eye, 0.85), (0.40, -0.02, 0.15, 1.2, eye, 0.85), (0.0, 0.50, 0.17, 2.0, mouth, 0.5),

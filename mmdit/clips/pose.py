@@ -5,11 +5,12 @@ from the front (screen right), y up and z the way it faces; `Pose.screen` turns,
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Track = NDArray[np.float32]  # (frame,) or (frame, 3) or, on the screen, (frame, 2)
+Track = NDArray[Any]  # (frame,) or (frame, 3) or, on the screen, (frame, 2)
 
 PITCH = 0.13  # the camera looks down a little: what is nearer appears lower
 THIGH, SHIN, ANKLE = 0.238, 0.232, 0.035

@@ -5,7 +5,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,8 @@ def _encode(path: Path, frames: Frames, fps: float, comment: str, quality: int) 
     import imageio.v3 as iio
 
     # the index goes to the front of the file in a second pass, for which the muxer opens the file by its name
-    with iio.imopen(path, "w", plugin="pyav", options={"movflags": "+faststart"}) as writer:
+    settings: dict[str, Any] = {"options": {"movflags": "+faststart"}}
+    with iio.imopen(path, "w", plugin="pyav", **settings) as writer:
         if comment:
             writer._container.metadata["comment"] = comment
         writer.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")

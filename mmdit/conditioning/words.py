@@ -27,32 +27,33 @@ def build_text_encoder(
     max_words: int = MAX_WORDS,
     seed: int = 0,
 ) -> TextEncoder:
-    """A CLIP text transformer of a small config, not trained yet, with a tokenizer of the captions' words.
+    """A T5 encoder of a small config, not trained yet, with a tokenizer of the captions' words.
 
-    Words are in lower case, punctuation stands apart. The vocabulary keeps the `max_words` most frequent words.
-    `max_tokens` counts the begin and end marks. Weights are a function of the seed and the vocabulary alone. Raises
-    Refused for sizes that do not fit together.
+    Its word vectors start large and its pooled output is their mean, so that unlike prompts are told apart from the first
+    step on; CLIP's text transformer starts with nearly the same pooled output for all of them, and took hundreds of steps
+    to be listened to. Words are in lower case, punctuation stands apart. The vocabulary keeps the `max_words` most
+    frequent words. `max_tokens` counts the begin and end marks. Weights are a function of the seed and the vocabulary
+    alone. Raises Refused for sizes that do not fit together.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import T5Config, T5EncoderModel
 
     if min(width, depth, heads) < 1 or width % heads:
         raise Refused("the text encoder's width must divide by its heads", got=f"width {width}, {heads} heads")
     tokenizer = build_tokenizer(captions, max_tokens=max_tokens, max_words=max_words)
-    config = CLIPTextConfig(
+    config = T5Config(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        projection_dim=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        max_position_embeddings=max_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=2 * width,
+        num_layers=depth,
+        num_heads=heads,
+        dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.seed_at(seed, "text_encoder"))
-        model = CLIPTextModel(config)
+        model = T5EncoderModel(config)
     # No caption has the unknown word, so it is never trained: it says nothing rather than something random.
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer.unk_token_id] = 0

@@ -4,6 +4,7 @@ Shapes: b batch, f frame, h height, w width, n names of one attribute. Clips are
 Every function draws from the generator it is given and from nothing else.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Clips = Tensor
+
+# What `spoil` does to a clip, each as often as it is named. frozen: one frame throughout, so nothing moves. shuffled:
+# frames in random order. torn: patches in random places. washed: blurred past recognition. spliced: the second half is
+# of another clip. empty: noise on a flat colour.
+FAULTS = ("frozen", "frozen", "frozen", "shuffled", "shuffled", "torn", "washed", "spliced", "empty")
 
 
 @dataclass
@@ -28,14 +34,20 @@ class Targets:
             total = total + (each * self.asked[key]).sum() / self.asked[key].sum().clamp(min=1)
         return total
 
-    def make_unclear(self, row: int, keys: tuple[str, ...]) -> None:
+    def make_unclear(self, row: int, keys: Iterable[str]) -> None:
         """The right answer for these attributes of one clip becomes: any name is as good as another."""
         for key in keys:
             self.probabilities[key][row] = 1 / self.probabilities[key].shape[1]
 
-    def skip(self, row: int, keys: tuple[str, ...]) -> None:
+    def skip(self, row: int, keys: Iterable[str]) -> None:
+        """Nothing is asked of one clip about these attributes."""
         for key in keys:
             self.asked[key][row] = 0
+
+    def ask_only(self, row: int, *keys: str) -> None:
+        """Of one clip only these attributes are asked, and they are unclear."""
+        self.make_unclear(row, [key for key in keys if key in self.asked])
+        self.skip(row, [key for key in self.asked if key not in keys])
 
 
 def _uniform(low: float, high: float, g: Generator, *shape: int) -> Tensor:
@@ -96,33 +108,26 @@ def lossy(clips: Clips, g: Generator) -> Clips:
 
 
 def spoil(clips: Clips, targets: Targets, motion: tuple[str, ...], share: float, g: Generator) -> Clips:
-    """Makes about `share` of the clips illegible in one way each, and the targets honest about it.
-
-    frozen: one frame throughout: nothing moves. shuffled: frames in random order. torn: patches in random places.
-    washed: blurred past recognition. spliced: the second half is of another clip. empty: noise or a flat colour.
-    """
+    """Makes about `share` of the clips illegible in one way each (see FAULTS), and the targets honest about it."""
     b, _, f, h, w = clips.shape
     still = tuple(key for key in targets.probabilities if key not in motion)
-    every = still + motion
     source, known = clips.clone(), {key: value.clone() for key, value in targets.probabilities.items()}
     for row in _some(share, b, g).tolist():
-        kind = int(torch.randint(0, 6, (), generator=g))
-        if kind == 0:
+        fault = FAULTS[int(torch.randint(0, len(FAULTS), (), generator=g))]
+        if fault == "frozen":
             clips[row] = source[row, :, int(torch.randint(0, f, (), generator=g))].unsqueeze(1)
             targets.make_unclear(row, motion)
-        elif kind == 1:
+        elif fault == "shuffled":
             clips[row] = source[row][:, torch.randperm(f, generator=g)]
             targets.make_unclear(row, motion)
-        elif kind == 2:
+        elif fault == "torn":
             clips[row] = _torn(source[row], g)
-            targets.make_unclear(row, ("garment",) if "garment" in every else ())
-            targets.skip(row, tuple(key for key in every if key != "garment"))
-        elif kind == 3:
+            targets.ask_only(row, "garment")
+        elif fault == "washed":
             coarse = int(torch.randint(3, 5, (), generator=g))
             clips[row] = _coarse(source[row : row + 1], coarse, coarse - 1)[0]
-            targets.make_unclear(row, tuple(key for key in ("garment", "pattern") if key in every))
-            targets.skip(row, tuple(key for key in every if key not in ("garment", "pattern")))
-        elif kind == 4:
+            targets.ask_only(row, "garment", "pattern")
+        elif fault == "spliced":
             other, cut = (row + 1) % b, f // 2
             clips[row, :, cut:] = source[other, :, cut:]
             for key in still:
@@ -131,7 +136,7 @@ def spoil(clips: Clips, targets: Targets, motion: tuple[str, ...], share: float,
         else:
             flat = _uniform(-1, 1, g, 3).view(3, 1, 1, 1)
             clips[row] = (flat + torch.randn(3, f, h, w, generator=g) * float(_uniform(0, 0.5, g))).clamp(-1, 1)
-            targets.make_unclear(row, every)
+            targets.make_unclear(row, still + motion)
     return clips
 
 

@@ -50,7 +50,7 @@ class ProbeRecipe(Config):
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    spoiled: float = Field(0.15, ge=0, lt=1)
+    spoiled: float = Field(0.2, ge=0, lt=1)
     """share of the training clips that are made illegible in some way, to teach doubt"""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """of the products in training"""

@@ -149,8 +149,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         | what | how it starts |
         |---|---|
-        | linear and patch weights | Xavier uniform (a patch as the matrix it is); biases zero |
-        | label table, timestep and text MLPs | normal, deviation 0.02 |
+        | linear and patch weights, the text MLP | Xavier uniform (a patch as the matrix it is); biases zero |
+        | label table and timestep MLP | normal, deviation 0.02 |
         | modulations, and the last linear | zero: each block starts as identity, the network as zero |
         | QK norms | one |
         """
@@ -158,7 +158,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
                 nn.init.zeros_(module.bias)
-        for embedder in (self.t_embedder, self.y_embedder, self.text_embedder):
+        for embedder in (self.t_embedder, self.y_embedder):
             for name, weight in embedder.named_parameters() if embedder is not None else ():
                 if name.endswith("weight"):
                     nn.init.normal_(weight, std=0.02)

@@ -61,14 +61,14 @@ class LabelEmbedder(nn.Module):
 
 
 class TextEmbedder(nn.Module):
-    """Pooled text (B, text_dim) to vectors (B, D)."""
+    """Pooled text (B, text_dim), of whatever scale its encoder has, to vectors (B, D)."""
 
     def __init__(self, text_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(text_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.mlp(text.to(self.mlp[0].weight.dtype))
+        return self.mlp(F.layer_norm(text.to(self.mlp[0].weight.dtype), text.shape[-1:]))
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mmdit import files, seeds
 from mmdit.config import dump_config, parse_config
-from mmdit.errors import Stopped
+from mmdit.errors import Refused, Stopped
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.training.codec_data import make_batch, read_split, to_clips
-from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, may_go_on
+from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, may_go_on, second_stage
 from mmdit.training.ema import EMA
 from mmdit.training.muon import KernelMuon
 
@@ -53,7 +53,8 @@ def train_codec(
     """Trains a codec, or goes on with a run that was stopped, and measures it.
 
     Args:
-        folder: the run's own: recipe.yaml, checkpoint.safetensors, metrics.jsonl, figures.json.
+        folder: the run's own: recipe.yaml, checkpoint.safetensors, metrics.jsonl, figures.json; `first`, the codec of
+            the first stage, and `then`, the run of the second, where there are two.
         codec_folder: where the codec is written, as diffusers loads it; by default `codec` in the run's folder.
         progress: called with (step, steps, a few words).
 
@@ -65,24 +66,26 @@ def train_codec(
         Refused: clips or settings that cannot be trained on, or a folder that was begun with another recipe.
         Stopped: the loss became infinite or not a number; the last checkpoint is intact.
     """
-    torch.set_num_threads(recipe.threads)
     folder = Path(folder)
     target = Path(codec_folder) if codec_folder is not None else folder / "codec"
-    run = _new_run(recipe)
-    Codec(run.vae).latent_size((recipe.frames, *recipe.size))
-    Codec(run.vae).latent_size((recipe.batch_frames, *recipe.size))
+    second = second_stage(recipe, "recipe")
+    stages = [recipe] if second is None else [recipe, second]
+    vaes = [_build(stage) for stage in stages]
+    for stage, vae in zip(stages, vaes, strict=True):
+        Codec(vae).latent_size((stage.frames, *stage.size))
+        Codec(vae).latent_size((stage.batch_frames, *stage.size))
+    _further_weights(vaes[0], vaes[-1])
     with files.lock(folder):
-        files.sweep(folder)
-        _resume(run, recipe, folder)
-        train = _read(recipe, "train", recipe.most_clips)
-        if run.step == 0:
-            _start_at_mean_colour(run.vae, train)
-            run.ema = EMA(run.vae, recipe.ema)
-        _train(run, recipe, folder, target, train, progress)
+        # Each stage has a folder of its own for its codec, so that a run can be taken up anywhere.
+        run = _train_stage(recipe, folder, target if second is None else folder / "first", None, progress)
+        seconds, steps = run.seconds, run.step
+        if second is not None:
+            run = _train_stage(second, folder / "then", target, run, progress)
+            seconds, steps = seconds + run.seconds, steps + run.step
         codec = load_codec(target)
         figures = {
-            "steps": float(run.step),
-            "seconds": round(run.seconds),
+            "steps": float(steps),
+            "seconds": round(seconds),
             "parameters": float(sum(weight.numel() for weight in run.vae.parameters())),
             "bytes": float((target / WEIGHTS).stat().st_size),
         }
@@ -125,17 +128,64 @@ def psnr(got: Tensor, wanted: Tensor) -> Tensor:
 # --- the run ---
 
 
-def _new_run(recipe: CodecRecipe) -> _Run:
+def _train_stage(
+    recipe: CodecRecipe, folder: Path, target: Path, first: _Run | None, progress: Progress | None
+) -> _Run:
+    """Trains one stage to its end, from the checkpoint in its folder, from the stage before, or from the beginning."""
+    torch.set_num_threads(recipe.threads)
     vae = _build(recipe)
+    if first is not None:
+        _take_over(vae, first)
+    run = _new_run(recipe, vae)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder)
+    _resume(run, recipe, folder)
+    if run.step < recipe.steps or not (target / WEIGHTS).is_file():
+        train = _read(recipe, "train", recipe.most_clips)
+        if run.step == 0 and first is None:
+            _start_at_mean_colour(run.vae, train)
+            run.ema = EMA(run.vae, recipe.ema)
+        _train(run, recipe, folder, target, train, progress)
+    return run
+
+
+def _new_run(recipe: CodecRecipe, vae: Any) -> _Run:
+    vae.encoder.requires_grad_(recipe.trained == "all")
     last = {"encoder.conv_out.conv.weight", "decoder.conv_out.conv.weight"}
-    kernels = [weight for name, weight in vae.named_parameters() if weight.ndim == 5 and name not in last]
+    trained = [(name, weight) for name, weight in vae.named_parameters() if weight.requires_grad]
+    kernels = [weight for name, weight in trained if weight.ndim == 5 and name not in last]
     chosen = {id(weight) for weight in kernels}
-    others = [weight for weight in vae.parameters() if id(weight) not in chosen]
+    others = [weight for _, weight in trained if id(weight) not in chosen]
     optimizers = [
         torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
         KernelMuon(kernels, lr=recipe.muon_lr),
     ]
     return _Run(vae, EMA(vae, recipe.ema), optimizers)
+
+
+@torch.no_grad()
+def _take_over(vae: Any, first: _Run) -> None:
+    """Gives `vae` the averaged weights of a finished run. Residual blocks it has beyond those begin as the identity."""
+    further = _further_weights(first.vae, vae)
+    with first.ema.in_place_of_weights(first.vae):
+        vae.load_state_dict(first.vae.state_dict(), strict=False)
+    for name, weight in vae.named_parameters():
+        if name in further and ".conv2." in name:
+            weight.zero_()
+
+
+def _further_weights(small: Any, large: Any) -> set[str]:
+    """The names of the weights that a second stage has beyond those of the first: of residual blocks only."""
+    old, new = ({name: weight.shape for name, weight in vae.state_dict().items()} for vae in (small, large))
+    for name in old | new:
+        if (name in old and old[name] != new.get(name)) or (name not in old and ".resnets." not in name):
+            raise Refused(
+                "the second stage cannot begin with the weights of the first",
+                where="then.vae",
+                got=f"another {name}",
+                expected="the same layers, or more of those that layers_per_block and decoder_layers_per_block count",
+            )
+    return set(new) - set(old)
 
 
 def _build(recipe: CodecRecipe) -> Any:
@@ -195,7 +245,8 @@ def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
         train, kind, batch_size=recipe.batch_size, frames=recipe.batch_frames, seed=recipe.seed, step=step
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        latents = run.vae.encoder(clips)[:, : run.vae.config.latent_channels].float()
+        with torch.set_grad_enabled(recipe.trained == "all"):
+            latents = run.vae.encoder(clips)[:, : run.vae.config.latent_channels].float()
         std, mean = torch.std_mean(latents, (0, 2, 3, 4), keepdim=True)
         noise = seeds.normal(tuple(latents.shape), recipe.seed, "codec noise", step)
         decoded = run.vae.decoder(latents + recipe.latent_noise * std.detach() * noise)
@@ -220,12 +271,13 @@ def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
 def _export(run: _Run, recipe: CodecRecipe, target: Path, train: Tensor) -> None:
     """Writes the averaged weights, in half precision, with the latents' mean and deviation over training clips."""
     with run.ema.in_place_of_weights(run.vae):
-        # Between checkpoints an estimate does; the finished codec has it from many clips.
-        some = train[:: max(1, len(train) // (1024 if run.step == recipe.steps else 128))]
-        latents = [run.vae.encoder(to_clips(rows))[:, : run.vae.config.latent_channels] for rows in some.split(16)]
-        std, mean = torch.std_mean(torch.cat(latents), (0, 2, 3, 4))
-        run.vae.latents_mean.copy_(mean)
-        run.vae.latents_std.copy_(std)
+        if recipe.trained == "all":
+            # Between checkpoints an estimate does; the finished codec has it from many clips.
+            some = train[:: max(1, len(train) // (1024 if run.step == recipe.steps else 128))]
+            latents = [run.vae.encoder(to_clips(rows))[:, : run.vae.config.latent_channels] for rows in some.split(16)]
+            std, mean = torch.std_mean(torch.cat(latents), (0, 2, 3, 4))
+            run.vae.latents_mean.copy_(mean)
+            run.vae.latents_std.copy_(std)
         weights = {name: weight.half() for name, weight in run.vae.state_dict().items()}
     target.mkdir(parents=True, exist_ok=True)
     files.write_text(target / "config.json", run.vae.to_json_string())

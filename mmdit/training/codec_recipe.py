@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from mmdit.config import Config
+from mmdit.config import Config, parse_config
 from mmdit.errors import Refused
 from mmdit.training.codec_data import Kind
 
@@ -66,6 +66,10 @@ class CodecRecipe(Config):
     """Steps between checkpoints; each also measures on validation clips and writes the codec as it is."""
     validation_clips: int = Field(64, ge=1)
     """Clips measured on at each checkpoint."""
+    trained: Literal["all", "decoder"] = "all"
+    """What is trained. With the encoder left as it is, so are the latents."""
+    then: dict[str, Any] | None = None
+    """A second stage: changes to this recipe, for a run that begins with the averaged weights of this one."""
 
     @field_validator("vae")
     @classmethod
@@ -83,8 +87,21 @@ class CodecRecipe(Config):
 
 
 # What may differ when a run goes on, as it does not change the numbers; and what does so from the decay on only.
-_FREE = {"threads", "save_every", "validation_clips"}
+_FREE = {"threads", "save_every", "validation_clips", "then"}
 _DECAY = ("steps", "decay_steps", "decay_absolute", "decay_edges")
+
+
+def second_stage(recipe: CodecRecipe, where: str) -> CodecRecipe | None:
+    """The recipe of the second stage, if there is one: `then` over the first, `vae` key by key.
+
+    Raises:
+        Refused: `then` has a key that a recipe does not have, or a value that does not fit.
+    """
+    if recipe.then is None:
+        return None
+    first = recipe.model_dump(exclude={"then"})
+    vae = {**recipe.vae, **recipe.then.get("vae", {})}
+    return parse_config(CodecRecipe, {**first, **recipe.then, "vae": vae}, where=f"{where}: then")
 
 
 def may_go_on(recipe: CodecRecipe, before: CodecRecipe, step: int, where: object) -> None:

@@ -38,6 +38,7 @@ def test_spoilt_clips_have_honest_targets() -> None:
         values = targets.probabilities[key]
         assert torch.allclose(values.sum(1), torch.ones(600))
         assert torch.equal(values[~changed], torch.eye(n)[torch.arange(600) % n][~changed])
+    assert {float(value) for value in targets.asked["motion"]} == {0.0, 1.0}
     # Whatever was done to a clip, it is not taught that the motion it had is still to be seen.
     sure = (targets.probabilities["motion"].amax(1) == 1) & (targets.asked["motion"] == 1)
     assert not (sure & changed).any()

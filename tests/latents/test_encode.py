@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
+from mmdit.clips.source import SourceClip
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.errors import OverBudget, Refused, Stopped
 from mmdit.latents import encode, work
 from mmdit.latents.codec import Posterior
 from mmdit.latents.encode import EncodeReport, encode_folder
+from mmdit.latents.plan import plan_clips
 from mmdit.latents.store import LatentStore
 
 
@@ -300,6 +303,21 @@ def test_skipped_clips_are_read_again_on_request(videos: Path, tmp_path: Path, m
     assert run(videos, tmp_path / "store", retry_skipped=True).kept == 5
     assert run(videos, tmp_path / "store").encoded == 0
     assert len(LatentStore.open(tmp_path / "store")) == 5
+
+
+def test_an_id_stands_for_all_that_its_latent_depends_on(videos: Path) -> None:
+    clip = SourceClip("0.mp4", "a caption", start=0.25)
+    settings = {"frames": 5, "dtype": "float16", "codec": "pooled"}
+
+    def id_of(clip: SourceClip = clip, settings: dict[str, Any] = settings) -> str:
+        return plan_clips(videos, [clip], settings)[0].id
+
+    (videos / "copy.mp4").write_bytes((videos / "0.mp4").read_bytes())
+    first = id_of()
+    assert len(first) == 32 and first == id_of(replace(clip, path="copy.mp4", caption=None, split="test"))
+    others = [id_of(replace(clip, path="1.mp4")), id_of(replace(clip, start=0.5)), id_of(replace(clip, end=1.0))]
+    others += [id_of(settings=settings | {name: "another"}) for name in settings]
+    assert len({first, *others}) == 1 + len(others)
 
 
 def test_psnr_is_sampled_by_content(videos: Path, tmp_path: Path) -> None:

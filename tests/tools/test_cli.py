@@ -25,7 +25,7 @@ def ending(*words: str) -> int:
 
 
 def python(code: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture
@@ -201,10 +201,10 @@ def test_a_program_run_by_its_file(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n    run(main)\n"
     )
     for words, code, line in [(["clips"], 2, "nothing there, in clips"), (["--depth"], 2, "no such option: --depth")]:
-        result = subprocess.run([sys.executable, program, *words], capture_output=True, text=True, timeout=120)
+        result = subprocess.run([sys.executable, program, *words], capture_output=True, text=True, timeout=250)
         assert result.returncode == code
         assert result.stderr.startswith(f"mmdit: {line}") and result.stderr.count("\n") == 1
-    shown = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, timeout=250)
     assert shown.returncode == 0 and shown.stdout.startswith("Usage: look.py ")
 
 
@@ -218,7 +218,7 @@ def test_a_reader_that_leaves_is_no_traceback(lines: int, tmp_path: Path) -> Non
     os.close(reader)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, str(program)]
-    result = subprocess.run(command, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    result = subprocess.run(command, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=250)
     os.close(writer)
     assert result.returncode == 4
     assert result.stderr == "mmdit: stopped: the program that reads the output has ended\n"

@@ -284,6 +284,62 @@ def test_a_run_may_be_cut_short_before_its_decay_and_not_after(clips: Path, tmp_
         train_codec(recipe(clips, decay_edges=0.0), tmp_path)
 
 
+THEN = {"trained": "decoder", "vae": {"decoder_layers_per_block": [2, 1]}, "steps": 6, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def two_stages(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    figures = train_codec(recipe(clips, then=THEN), folder)
+    assert figures["steps"] == 18
+    return folder
+
+
+def test_a_second_stage_of_the_decoder_leaves_the_latents(clips: Path, whole: Path, two_stages: Path) -> None:
+    first, last = load_codec(two_stages / "first"), load_codec(two_stages / "codec")
+    assert first.fingerprint == load_codec(whole / "codec").fingerprint != last.fingerprint
+    some = to_clips(read_split(clips, "held_out", frames=FRAMES, size=SIZE, fps=8))
+    latents = first.encode(some).mean
+    assert torch.equal(last.encode(some).mean, latents)
+    assert not torch.equal(last.decode(latents), first.decode(latents))
+    assert last.vae.config.decoder_layers_per_block == [2, 1]
+
+
+def test_further_blocks_begin_as_the_identity(clips: Path, tmp_path: Path) -> None:
+    still = THEN | {"lr": 1e-12, "muon_lr": 1e-12}
+    train_codec(recipe(clips, then=still), tmp_path)
+    some = to_clips(read_split(clips, "held_out", frames=FRAMES, size=SIZE, fps=8))
+    first, last = load_codec(tmp_path / "first"), load_codec(tmp_path / "codec")
+    latents = first.encode(some).mean
+    torch.testing.assert_close(last.decode(latents), first.decode(latents), rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_stage_that_was_stopped_ends_as_one_that_was_not(
+    clips: Path, tmp_path: Path, two_stages: Path
+) -> None:
+    def stop(step: int, steps: int, words: str) -> None:
+        if (step, steps) == (4, 6):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_codec(recipe(clips, then=THEN), tmp_path, progress=stop)
+    train_codec(recipe(clips, then=THEN), tmp_path)
+    assert weights_of(tmp_path) == weights_of(two_stages)
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ({"stepz": 3}, "then.*did you mean steps"),
+        ({"vae": {"latent_channels": 6}}, "cannot begin with the weights of the first"),
+    ],
+)
+def test_a_second_stage_that_cannot_be_is_refused(clips: Path, tmp_path: Path, then: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        train_codec(recipe(clips, then=then), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(clips: Path, whole: Path) -> None:
     with pytest.raises(Refused, match=r"got seed 1, expected seed 0"):
         train_codec(recipe(clips, seed=1), whole)
