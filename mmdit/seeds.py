@@ -1,8 +1,8 @@
 """Randomness as a pure function of where it is used.
 
-Every random number in mmdit comes from `generator(seed, *place)`, where the place names the use and the step and
-sample it is for, for example `generator(seed, "noise", step, slot)`. Nothing depends on what was drawn before, so order,
-noise, timesteps and dropout are the same after a resume, on any number of processes, and in any batch.
+Every random number in mmdit comes from `generator(seed, *place)`, where the place names the use, and the step and the
+sample that it is for: `generator(seed, "noise", step, slot)`. Nothing depends on what was drawn before: order, noise,
+timesteps and dropout are the same after a resume, on any number of processes, and in any batch.
 """
 
 import hashlib

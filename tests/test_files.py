@@ -69,7 +69,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_held_by_one_process_and_let_go_when_it_ends(tmp_path: Path) -> None:
-    held = "from mmdit import files\nwith files.lock('.'):\n    print('held', flush=True)\n    __import__('time').sleep(60)"
+    held = "import time; from mmdit import files\nwith files.lock('.'): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", held], cwd=tmp_path, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"

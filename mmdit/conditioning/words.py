@@ -29,11 +29,11 @@ def build_text_encoder(
 ) -> TextEncoder:
     """A T5 encoder of a small config, not trained yet, with a tokenizer of the captions' words.
 
-    Its word vectors start large and its pooled output is their mean, so that unlike prompts are told apart from the first
-    step on; CLIP's text transformer starts with nearly the same pooled output for all of them, and took hundreds of steps
-    to be listened to. Words are in lower case, punctuation stands apart. The vocabulary keeps the `max_words` most
-    frequent words. `max_tokens` counts the begin and end marks. Weights are a function of the seed and the vocabulary
-    alone. Raises Refused for sizes that do not fit together.
+    Its word vectors start large and its pooled output is their mean, so that unlike prompts are told apart from the
+    first step on; CLIP's text transformer starts with nearly the same pooled output for all of them. Words are in lower
+    case, punctuation stands apart. The vocabulary keeps the `max_words` most frequent words. `max_tokens` counts the
+    begin and end marks. Weights are a function of the seed and the vocabulary alone. Raises Refused for sizes that do
+    not fit together.
     """
     from transformers import T5Config, T5EncoderModel
 

@@ -172,8 +172,8 @@ def _over_space_time(attn: Attention, x: Tensor, rotary: Tensor | None) -> Tenso
     return attn(x.flatten(1, 2), rotary).unflatten(1, x.shape[1:3])  # (B, f*S, D) inside
 
 
-def zero_modulation(layer: nn.Module) -> None:
-    """adaLN-Zero: the last linear of a modulation starts at zero, so that each sub-layer starts as nothing."""
+def zero_linears(layer: nn.Module) -> None:
+    """adaLN-Zero: the linears of a modulation, and of the last layer, start at zero, so that each starts as nothing."""
     for module in layer.modules():
         if isinstance(module, nn.Linear):
             torch.nn.init.zeros_(module.weight)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmdit.errors import Refused
-from mmdit.models.block import LAYOUTS, Block, BlockConfig, FinalLayer, Positions, zero_modulation
+from mmdit.models.block import LAYOUTS, Block, BlockConfig, FinalLayer, Positions, zero_linears
 from mmdit.models.embeddings import (
     LabelEmbedder,
     PatchEmbedder,
@@ -24,7 +24,7 @@ from mmdit.models.embeddings import (
 )
 
 
-class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class DiT(ModelMixin, ConfigMixin):
     """A Diffusion Transformer for clips; an image is a clip of one frame.
 
     Args:
@@ -134,8 +134,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             width, head_dim = self.config.hidden_size, self.config.hidden_size // self.config.num_heads
             f, h, w = grid
             if self.config.positions == "rotary":
-                tables = (rotary_table(axes, head_dim).to(device) for axes in ((h, w), (f,), (f, h, w)))
-                self._tables[grid, device] = None, Positions(*tables, time_table=None)
+                space, time, joint = (rotary_table(axes, head_dim).to(device) for axes in ((h, w), (f,), (f, h, w)))
+                self._tables[grid, device] = None, Positions(space, time, joint, None)
             else:
                 space = sincos_2d(h, w, width)[None]  # (1, S, D)
                 time = sincos_1d(torch.arange(f), width).float()  # (f, D)
@@ -157,16 +157,16 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for embedder in (self.t_embedder, self.y_embedder):
             for name, weight in embedder.named_parameters() if embedder is not None else ():
                 if name.endswith("weight"):
                     nn.init.normal_(weight, std=0.02)
-        for block in self.blocks:
-            zero_modulation(block.adaLN_modulation)
-            if hasattr(block, "time_modulation"):
-                zero_modulation(block.time_modulation)
-        zero_modulation(self.final_layer)
+        for name, module in self.blocks.named_modules():
+            if name.endswith("_modulation"):
+                zero_linears(module)
+        zero_linears(self.final_layer)
 
 
 def _check(*, layout: str, positions: str, norm: str, mlp: str, hidden_size: int, num_heads: int) -> None:

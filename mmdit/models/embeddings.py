@@ -38,7 +38,8 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        return self.mlp(timestep_features(timesteps, self.features).to(self.mlp[0].weight.dtype))  # (..., D)
+        features = timestep_features(timesteps, self.features)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))  # (..., D)
 
 
 def timestep_features(timesteps: Tensor, features: int) -> Tensor:
@@ -68,7 +69,8 @@ class TextEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(text_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.mlp(F.layer_norm(text.to(self.mlp[0].weight.dtype), text.shape[-1:]))
+        text = text.to(next(self.mlp.parameters()).dtype)
+        return self.mlp(F.layer_norm(text, text.shape[-1:]))
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:

@@ -39,9 +39,13 @@ def test_a_batch_too_large_for_a_kernel_goes_in_chunks(monkeypatch: pytest.Monke
     q, k, v = torch.randn(3, 10, 4, 2, 8)
     whole = attention(q, k, v, backend="sdpa")
     monkeypatch.setattr(module, "LARGEST_FUSED_BATCH", 3)
-    sizes = []
-    fused = module._sdpa
-    monkeypatch.setattr(module, "_sdpa", lambda q, k, v: (sizes.append(len(q)), fused(q, k, v))[1])
+    sizes, fused = [], module._sdpa
+
+    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sizes.append(len(q))
+        return fused(q, k, v)
+
+    monkeypatch.setattr(module, "_sdpa", counted)
     module.fused_backend.cache_clear()
     try:
         torch.testing.assert_close(attention(q, k, v, backend="sdpa"), whole)

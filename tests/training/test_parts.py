@@ -44,15 +44,12 @@ def test_the_learning_rate_warms_up_and_decays(decay: str, expected: list[float]
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
-    module = nn.ModuleDict(
-        {
-            "blocks": nn.ModuleList([nn.ModuleDict({"fc1": nn.Linear(4, 4), "adaLN_modulation": nn.Linear(4, 4)})]),
-            "final": nn.Linear(4, 4),
-        }
-    )
+    matrix = nn.Linear(4, 4)
+    blocks = nn.ModuleList([nn.ModuleDict({"fc1": matrix, "adaLN_modulation": nn.Linear(4, 4)})])
+    module = nn.ModuleDict({"blocks": blocks, "final": nn.Linear(4, 4)})
     net = nn.ModuleDict({"transformer": module})
     adamw, muon = make_optimizers(net, OptimizerConfig(lr=1e-3, muon_lr=1e-2))
-    assert [id(weight) for weight in muon.param_groups[0]["params"]] == [id(module["blocks"][0]["fc1"].weight)]
+    assert [id(weight) for weight in muon.param_groups[0]["params"]] == [id(matrix.weight)]
     assert len(adamw.param_groups[0]["params"]) == 5
     set_learning_rate([adamw, muon], 0.5)
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (5e-4, 5e-3)
