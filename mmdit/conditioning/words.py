@@ -3,6 +3,7 @@
 Its vocabulary is the captions' own words, so it needs no large corpus to learn from, and cannot read other words.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -29,11 +30,11 @@ def build_text_encoder(
 ) -> TextEncoder:
     """A T5 encoder of a small config, not trained yet, with a tokenizer of the captions' words.
 
-    Its word vectors start large and its pooled output is their mean, so that unlike prompts are told apart from the
-    first step on; CLIP's text transformer starts with nearly the same pooled output for all of them. Words are in lower
-    case, punctuation stands apart. The vocabulary keeps the `max_words` most frequent words. `max_tokens` counts the
-    begin and end marks. Weights are a function of the seed and the vocabulary alone. Raises Refused for sizes that do
-    not fit together.
+    It starts as a list of the words that a prompt has: each word on an axis of its own as far as the width goes, longer
+    the fewer captions have it, and every layer as identity. So unlike prompts are told apart from the first step on, which
+    random word vectors took hundreds of steps to reach. Words are in lower case, punctuation stands apart. The vocabulary
+    keeps the `max_words` most frequent words. `max_tokens` counts the begin and end marks. Weights are a function of the
+    seed and the captions alone. Raises Refused for sizes that do not fit together.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -48,16 +49,40 @@ def build_text_encoder(
         num_layers=depth,
         num_heads=heads,
         dropout_rate=0.0,
+        layer_norm_epsilon=1.0,  # soft: a word that says little stays short
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.seed_at(seed, "text_encoder"))
         model = T5EncoderModel(config)
-    # No caption has the unknown word, so it is never trained: it says nothing rather than something random.
-    with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.unk_token_id] = 0
+    _start_as_word_list(model, tokenizer, captions)
     return TextEncoder(model, tokenizer, max_tokens=max_tokens)
+
+
+@torch.no_grad()
+def _start_as_word_list(model: Any, tokenizer: Any, captions: Sequence[str]) -> None:
+    """Word vectors sqrt(width) log(captions / captions with the word), on axes; and nothing from the layers yet.
+
+    Marks, and words that every caption has, start at zero. The unknown word stays there: it is in no caption, so it is
+    never trained, and says nothing rather than something random.
+    """
+    table = model.get_input_embeddings().weight
+    words, width = table.shape
+    has = Counter(
+        token for caption in dict.fromkeys(captions) for token in set(tokenizer(caption, verbose=False)["input_ids"])
+    )
+    total = max(1, len(dict.fromkeys(captions)))
+    told = torch.tensor([math.log(total / has[word]) if has[word] else 0.0 for word in range(words)])
+    told[tokenizer.all_special_ids] = 0.0
+    axes = torch.nn.functional.normalize(table, dim=1)  # for words beyond the width: directions at random
+    first = len(tokenizer.all_special_ids)
+    on_axes = min(words - first, width)
+    axes[first : first + on_axes] = torch.eye(width)[:on_axes]
+    table.copy_(axes * told[:, None] * width**0.5)
+    for name, weight in model.named_parameters():
+        if name.endswith((".o.weight", ".wo.weight")):
+            weight.zero_()
 
 
 def build_tokenizer(captions: Sequence[str], *, max_tokens: int, max_words: int = MAX_WORDS) -> Any:
