@@ -47,13 +47,14 @@ def main(
                 progress=lambda done, count, advance=advance: advance(done, count, ""),  # type: ignore[misc]
             )
     data, test = read_made_clips(settings, settings.train), read_made_clips(settings, settings.test)
-    start = time.monotonic()
+    start, spent = time.monotonic(), time.process_time()
     with progress_line("train", "steps") as advance:
         probe = train_probe(data, settings, lambda step, loss: advance(step, settings.steps, f"loss {loss:.3f}"))
     facts = {
-        "command": " ".join(["mmdit train-probe", recipe, *(overrides or ())]),
+        "command": " ".join(["mmdit train-probe", recipe, *(overrides or ()), "--out", out.name]),
         "parameters": sum(value.numel() for value in probe.parameters()),
         "seconds": time.monotonic() - start,
+        "processor_seconds": time.process_time() - spent,
         "torch": torch.__version__,
     }
     with files.new_folder(out) as folder:

@@ -22,7 +22,7 @@ import mmdit
 from mmdit.clips.decode import BadClip, Decoded, ReadRequest
 from mmdit.errors import Stopped
 
-START_DEADLINE = 120.0  # seconds for a child to import its libraries, from a slow disk
+START_DEADLINE = 600.0  # seconds for a child to import its libraries, from a slow disk or on a crowded machine
 CHILD_MEMORY = 4 << 30  # bytes of address space of one child
 TRIES = 2  # a child that died may have been ended from outside: its clip is tried once more
 

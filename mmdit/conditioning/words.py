@@ -31,10 +31,10 @@ def build_text_encoder(
     """A T5 encoder of a small config, not trained yet, with a tokenizer of the captions' words.
 
     It starts as a list of the words that a prompt has: each word on an axis of its own as far as the width goes, longer
-    the fewer captions have it, and every layer as identity. So unlike prompts are told apart from the first step on, which
-    random word vectors took hundreds of steps to reach. Words are in lower case, punctuation stands apart. The vocabulary
-    keeps the `max_words` most frequent words. `max_tokens` counts the begin and end marks. Weights are a function of the
-    seed and the captions alone. Raises Refused for sizes that do not fit together.
+    the fewer captions have it, and every layer as identity. So unlike prompts are told apart from the first step on,
+    which random word vectors took hundreds of steps to reach. Words are in lower case, punctuation stands apart. The
+    vocabulary keeps the `max_words` most frequent words. `max_tokens` counts the begin and end marks. Weights are a
+    function of the seed and the captions alone. Raises Refused for sizes that do not fit together.
     """
     from transformers import T5Config, T5EncoderModel
 

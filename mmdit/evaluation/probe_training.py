@@ -199,8 +199,8 @@ def card(recipe: ProbeRecipe, scores: Mapping[str, Mapping[str, Score]], facts: 
         f"{recipe.size[0]}x{recipe.size[1]}, {recipe.frames} frames at {recipe.fps:g} a second; softened, smeared, "
         f"made noisy; {recipe.spoiled:.0%} of them made illegible, to teach doubt",
         f"- command: `{facts['command']}`",
-        f"- {recipe.steps} steps of {recipe.batch_size} clips: {facts['seconds']:.0f} s on {recipe.threads} thread(s), "
-        f"PyTorch {facts['torch']}",
+        f"- {recipe.steps} steps of {recipe.batch_size} clips on {recipe.threads} thread(s): {facts['seconds']:.0f} s, "
+        f"{facts['processor_seconds']:.0f} s of processor time, PyTorch {facts['torch']}",
         "- licence: Apache-2.0, as everything here; the clips are drawn by mmdit itself",
         "",
         f"Read right, on {recipe.test.count} real clips of seed {recipe.test.seed} that it never saw:",

@@ -74,19 +74,20 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 def _view(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the template shows."""
+    order = list(dict.fromkeys(row["attribute"] for row in summary["scores"]))  # JSON with sorted keys has lost it
     return {
         "quick": summary["quick"],
         "folder": folder.as_posix(),
         "headline": _headline(summary["scores"]),
         "timings": _timings(summary["timings"]),
-        "galleries": [gallery for gallery in _galleries(folder, summary["gallery"]) if gallery["cards"]],
+        "galleries": [gallery for gallery in _galleries(folder, summary["gallery"], order) if gallery["cards"]],
         "stills": [{"uri": _uri(folder, still["file"]), "prompt": still["prompt"]} for still in summary["stills"]],
         "reconstructions": [
             pair | {key: _uri(folder, pair[key]) for key in ("original", "reconstruction")}
             for pair in summary["reconstructions"]
         ],
         "tables": _score_tables(summary["scores"]),
-        "confusions": [_confusion(key, table) for key, table in summary["confusion"].items()],
+        "confusions": [_confusion(key, table) for key, table in _ordered(summary["confusion"], order)],
         "loss_chart": _loss_chart(folder / "run" / "metrics.jsonl"),
         "machine": summary["machine"],
         "settings": summary["settings"],
@@ -110,7 +111,12 @@ def _uri(folder: Path, name: str) -> str:
     return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _galleries(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _ordered(values: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, Any]]:
+    """The items of a table with the keys in `order` first, in that order."""
+    return sorted(values.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+
+
+def _galleries(folder: Path, items: Sequence[Mapping[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
     kinds = (
         ("trained", "prompt", TITLES["trained"], "These garments, in these colours, moving like this."),
         (
@@ -125,17 +131,17 @@ def _galleries(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[dict[st
     galleries = []
     for combination, by, title, text in kinds:
         chosen = [i for i in items if i["combination"] == combination and bool(i["prompt"]) == (by == "prompt")]
-        galleries.append(_gallery(folder, chosen) | {"title": title, "text": text})
+        galleries.append(_gallery(folder, chosen, order) | {"title": title, "text": text})
     return galleries
 
 
-def _gallery(folder: Path, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _gallery(folder: Path, items: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, Any]:
     cards = []
     for item in items[:SHOWN]:
         wanted = item.get("wanted") or {}
         marks = [
             {"name": name, "wrong": key in wanted and wanted[key] != name, "attribute": key}
-            for key, name in item["read"].items()
+            for key, name in _ordered(item["read"], order)
         ]
         cards.append({"uri": _uri(folder, item["file"]), "text": item["prompt"] or item["label"], "marks": marks})
     return {"cards": cards, "count": len(items)}
@@ -187,7 +193,7 @@ def _confusion(attribute: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _timings(timings: Mapping[str, float]) -> dict[str, Any]:
     apart = ("total", "peak_memory_gib")
-    steps = [(STEPS.get(key, key), value) for key, value in timings.items() if key not in apart]
+    steps = [(STEPS.get(key, key), value) for key, value in _ordered(timings, list(STEPS)) if key not in apart]
     longest = max((value for _, value in steps), default=1.0)
     rows = [{"name": name, "seconds": value, "share": value / longest if longest else 0} for name, value in steps]
     return {"rows": rows, "total": timings["total"], "peak_memory_gib": timings.get("peak_memory_gib")}

@@ -89,7 +89,13 @@ def test_a_clip_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_the_card_states_data_command_time_and_figures() -> None:
     data = flat_clips()
     settings = recipe("attributes=[colour, motion]")
-    facts = {"command": "mmdit train-probe x", "parameters": 1234, "seconds": 61.4, "torch": "2.13"}
+    facts = {
+        "command": "mmdit train-probe x",
+        "parameters": 1234,
+        "seconds": 61.4,
+        "processor_seconds": 55.0,
+        "torch": "2.13",
+    }
     text = card(settings, measure(train_probe(data, settings), data), facts)
     for part in (
         "24 made clips of seed 1",

@@ -147,7 +147,7 @@ def make_demo_folder(folder: Path, *, clips: int = 3) -> dict[str, Any]:
         rows.append(json.dumps(row))
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "metrics.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, sort_keys=True), encoding="utf-8")
     return summary
 
 

@@ -86,6 +86,15 @@ def test_the_same_folder_gives_the_same_page(demo: Demo) -> None:
     assert write_demo_report(folder).read_bytes() == write_demo_report(folder).read_bytes()
 
 
+def test_attributes_and_steps_come_in_their_own_order(demo: Demo) -> None:
+    folder, _ = demo
+    html = write_demo_report(folder).read_text()
+    assert re.findall(r'class="chip[^"]*" title="(\w+)', html)[:4] == ["garment", "colour", "pattern", "motion"]
+    assert re.findall(r"<dt>(\w+)[^<]*</dt><dd class=\"track\">", html) == [
+        "make", "encode", "train", "generate", "score"
+    ]  # fmt: skip
+
+
 def test_a_reading_that_is_not_as_asked_is_marked(demo: Demo) -> None:
     folder, summary = demo
     wrong = sum(item["wanted"].get("pattern", "unclear") != "unclear" and item["read"]["pattern"] == "unclear"
