@@ -36,6 +36,10 @@ class ProbeConfig(Config):
     """How many frames they need at least."""
     clear: float = 0.6
     """A reading less probable than this is `UNCLEAR`."""
+    subject: str = "garment"
+    """The attribute that says whether there is anything to read: colour and pattern are its colour and pattern."""
+    subject_clear: float = 0.5
+    """Where no name of the subject is as probable as this, all attributes are `UNCLEAR`."""
 
 
 class Probe(nn.Module):
@@ -92,14 +96,18 @@ class Probe(nn.Module):
 
         clips: (b, 3, f, h, w), float in [-1, 1], or uint8.
         """
+        probabilities = self.probabilities(clips, batch_size=batch_size)
+        there = [True] * len(clips)
+        if self.config.subject in probabilities:
+            there = (probabilities[self.config.subject].amax(-1) >= self.config.subject_clear).tolist()
         result: Reading = {}
-        for key, values in self.probabilities(clips, batch_size=batch_size).items():
+        for key, values in probabilities.items():
             best, place = values.max(-1)
             names = self.config.names[key]
             # A clip with NaN in it fails the comparison, and so reads as unclear.
             result[key] = [
-                names[i] if p >= self.config.clear else UNCLEAR
-                for i, p in zip(place.tolist(), best.tolist(), strict=True)
+                names[i] if p >= self.config.clear and seen else UNCLEAR
+                for i, p, seen in zip(place.tolist(), best.tolist(), there, strict=True)
             ]
         return result
 

@@ -191,8 +191,8 @@ def card(recipe: ProbeRecipe, scores: Mapping[str, Mapping[str, Score]], facts: 
         "",
         "A small 3D-convolution network that reads "
         f"{', '.join(recipe.attributes)} from a clip of the made fashion clips, for scoring generated ones.",
-        "It says `unclear` where no name reaches a probability of "
-        f"{recipe.clear}; an unclear reading never counts as right.",
+        f"It says `unclear` where no name reaches a probability of {recipe.clear}, or where there is nothing to read; "
+        "an unclear reading never counts as right.",
         "",
         f"- parameters: {facts['parameters']:,}, stored in float16",
         f"- learned from: {recipe.train.count} made clips of seed {recipe.train.seed}, read back from their mp4 files, "

@@ -28,7 +28,9 @@ Wanted = dict[str, list[str]]
 
 def small_probe(**values: object) -> Probe:
     torch.manual_seed(0)
-    config = ProbeConfig.model_validate({"names": NAMES, "widths": (8, 8, 8), "size": (32, 24), **values})
+    config = ProbeConfig.model_validate(
+        {"names": NAMES, "widths": (8, 8, 8), "size": (32, 24), "subject_clear": 0.0, **values}
+    )
     return Probe(config).eval().requires_grad_(False)
 
 
@@ -110,6 +112,12 @@ def test_any_length_and_size(shape: tuple[int, int, int]) -> None:
     read = small_probe(clear=0.501).read(torch.zeros(2, 3, *shape))
     assert (UNCLEAR in read["motion"]) == (shape[0] < 9)
     assert {len(values) for values in read.values()} == {2}
+
+
+def test_without_a_subject_nothing_is_read() -> None:
+    clips = normal((4, 3, 9, 32, 24), 0, "clips")
+    assert UNCLEAR not in small_probe(clear=0.01).read(clips)["colour"]
+    assert set(small_probe(clear=0.01, subject_clear=0.99).read(clips)["colour"]) == {UNCLEAR}
 
 
 def test_bytes_and_floats_read_alike() -> None:
