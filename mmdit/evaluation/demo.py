@@ -111,6 +111,7 @@ def _shown(wish: dict[str, Any], number: int, read: dict[str, list[str]]) -> dic
         "prompt": wish["prompt"],
         "label": wish["label"],
         "combination": wish["combination"],
+        "wanted": wish["wanted"],
         "read": {name: values[number] for name, values in read.items()},
     }
 

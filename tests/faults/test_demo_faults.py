@@ -10,13 +10,17 @@ from typing import Any
 CODE = """
 import sys
 from pathlib import Path
+from mmdit.errors import Stopped
 from mmdit.tools.demo import Settings, make_demo
-make_demo(Path(sys.argv[1]), Settings(
-    quick=True, clips=36, real_clips=3, prompts=3, held_out_prompts=2, labels_each=1, stills=1, shown=1,
-    sampling_steps=2, batch=4,
-    train=("steps=4", "data.batch_size=4", "checkpoint_every=2", "log_every=1", "validate_every=4",
-           "model.depth=1", "model.hidden_size=32", "model.num_heads=2"),
-))
+try:
+    make_demo(Path(sys.argv[1]), Settings(
+        quick=True, clips=36, real_clips=3, prompts=3, held_out_prompts=2, labels_each=1, stills=1, shown=1,
+        sampling_steps=2, batch=4,
+        train=("steps=4", "data.batch_size=4", "checkpoint_every=2", "log_every=1", "validate_every=4",
+               "model.depth=1", "model.hidden_size=32", "model.num_heads=2"),
+    ))
+except Stopped:  # a worker was the one that was killed
+    sys.exit(4)
 """
 
 # One kill in each step of the demo, in its order; each is the next thing that the command comes to.

@@ -73,10 +73,12 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tiny: ModuleType, copy: 
     assert find_source(copy, fallback=True).folder.name == "step-0000005"
 
 
-def test_a_saved_pipeline_makes_the_same_clips(run: Path, tmp_path: Path) -> None:
+def test_a_saved_pipeline_makes_the_same_clips(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pipeline = load_pipeline(run)
     pipeline.save_pretrained(tmp_path / "saved")
+    capfd.readouterr()
     again = load_pipeline(tmp_path / "saved")
+    assert "%" not in capfd.readouterr().err  # no progress bars
     for one in (pipeline, again):
         one.set_progress_bar_config(disable=True)
     assert torch.equal(again(**ASK).frames, pipeline(**ASK).frames)
