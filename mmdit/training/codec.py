@@ -5,42 +5,26 @@ channel, which takes the place of a learned variance. A light pull keeps each ch
 Loss: squared, absolute, and absolute difference of neighbouring pixels (edges).
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import safe_open
 from torch import Tensor
 
 from mmdit import files, seeds
-from mmdit.config import dump_config, parse_config
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.training.codec_data import make_batch, read_split, to_clips
-from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, may_go_on, second_stage
+from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, second_stage
+from mmdit.training.codec_run import CodecRun, resume_run, save_run
 from mmdit.training.ema import EMA
 from mmdit.training.muon import KernelMuon
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class _Run:
-    """All that a run is made of between two steps."""
-
-    vae: Any
-    ema: EMA
-    optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def train_codec(
@@ -129,8 +113,8 @@ def psnr(got: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _train_stage(
-    recipe: CodecRecipe, folder: Path, target: Path, first: _Run | None, progress: Progress | None
-) -> _Run:
+    recipe: CodecRecipe, folder: Path, target: Path, first: CodecRun | None, progress: Progress | None
+) -> CodecRun:
     """Trains one stage to its end, from the checkpoint in its folder, from the stage before, or from the beginning."""
     torch.set_num_threads(recipe.threads)
     vae = _build(recipe)
@@ -139,7 +123,7 @@ def _train_stage(
     run = _new_run(recipe, vae)
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
-    _resume(run, recipe, folder)
+    resume_run(run, recipe, folder)
     if run.step < recipe.steps or not (target / WEIGHTS).is_file():
         train = _read(recipe, "train", recipe.most_clips)
         if run.step == 0 and first is None:
@@ -149,7 +133,7 @@ def _train_stage(
     return run
 
 
-def _new_run(recipe: CodecRecipe, vae: Any) -> _Run:
+def _new_run(recipe: CodecRecipe, vae: Any) -> CodecRun:
     vae.encoder.requires_grad_(recipe.trained == "all")
     last = {"encoder.conv_out.conv.weight", "decoder.conv_out.conv.weight"}
     trained = [(name, weight) for name, weight in vae.named_parameters() if weight.requires_grad]
@@ -160,11 +144,11 @@ def _new_run(recipe: CodecRecipe, vae: Any) -> _Run:
         torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
         KernelMuon(kernels, lr=recipe.muon_lr),
     ]
-    return _Run(vae, EMA(vae, recipe.ema), optimizers)
+    return CodecRun(vae, EMA(vae, recipe.ema), optimizers)
 
 
 @torch.no_grad()
-def _take_over(vae: Any, first: _Run) -> None:
+def _take_over(vae: Any, first: CodecRun) -> None:
     """Gives `vae` the averaged weights of a finished run. Residual blocks it has beyond those begin as the identity."""
     further = _further_weights(first.vae, vae)
     with first.ema.in_place_of_weights(first.vae):
@@ -215,7 +199,7 @@ def _read(recipe: CodecRecipe, split: str, most: int | None) -> Tensor:
 
 
 def _train(
-    run: _Run, recipe: CodecRecipe, folder: Path, target: Path, train: Tensor, progress: Progress | None
+    run: CodecRun, recipe: CodecRecipe, folder: Path, target: Path, train: Tensor, progress: Progress | None
 ) -> None:
     validation = _read(recipe, "validation", recipe.validation_clips)
     mark = time.monotonic()
@@ -228,7 +212,7 @@ def _train(
             _export(run, recipe, target, train)
             figures = measure(load_codec(target), validation, "validation")
             run.history.append({"step": run.step, "loss": loss, "seconds": round(run.seconds), **figures})
-            _save(run, folder)
+            save_run(run, folder)
             mark = time.monotonic()
         if progress is not None:
             quality = f", validation {run.history[-1]['validation_psnr']:.2f} dB" if run.history else ""
@@ -237,7 +221,7 @@ def _train(
         _export(run, recipe, target, train)
 
 
-def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
+def _step(run: CodecRun, recipe: CodecRecipe, train: Tensor) -> float:
     """One optimizer step; the loss before it."""
     step = run.step
     kind = recipe.kinds[step % len(recipe.kinds)]
@@ -268,7 +252,7 @@ def _step(run: _Run, recipe: CodecRecipe, train: Tensor) -> float:
 
 
 @torch.no_grad()
-def _export(run: _Run, recipe: CodecRecipe, target: Path, train: Tensor) -> None:
+def _export(run: CodecRun, recipe: CodecRecipe, target: Path, train: Tensor) -> None:
     """Writes the averaged weights, in half precision, with the latents' mean and deviation over training clips."""
     with run.ema.in_place_of_weights(run.vae):
         if recipe.trained == "all":
@@ -282,39 +266,3 @@ def _export(run: _Run, recipe: CodecRecipe, target: Path, train: Tensor) -> None
     target.mkdir(parents=True, exist_ok=True)
     files.write_text(target / "config.json", run.vae.to_json_string())
     files.write_safetensors(target / WEIGHTS, weights, {"format": "pt"})
-
-
-# --- checkpoints: one file, so that one rename makes the whole of it ---
-
-
-def _save(run: _Run, folder: Path) -> None:
-    tensors = {f"vae.{name}": weight for name, weight in run.vae.state_dict().items()}
-    tensors |= {f"ema.{name}": weight for name, weight in run.ema.averages.items()}
-    for number, optimizer in enumerate(run.optimizers):
-        for slot, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{slot}.{name}": value for name, value in state.items()}
-    facts = {"step": run.step, "seconds": run.seconds, "history": run.history}
-    files.write_safetensors(folder / "checkpoint.safetensors", tensors, {"run": json.dumps(facts)})
-    files.write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in run.history))
-
-
-def _resume(run: _Run, recipe: CodecRecipe, folder: Path) -> None:
-    """Takes up the run in the folder, if there is one, and notes the recipe."""
-    path, noted = folder / "checkpoint.safetensors", folder / "recipe.yaml"
-    if path.is_file():
-        with safe_open(path, "pt") as stored:
-            facts = json.loads(stored.metadata()["run"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        before = parse_config(CodecRecipe, yaml.safe_load(noted.read_text(encoding="utf-8")), where=str(noted))
-        may_go_on(recipe, before, facts["step"], folder)
-        run.step, run.seconds, run.history = facts["step"], facts["seconds"], facts["history"]
-        run.vae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("vae.")})
-        run.ema.load({name[4:]: value for name, value in tensors.items() if name.startswith("ema.")})
-        for number, optimizer in enumerate(run.optimizers):
-            plan = optimizer.state_dict()
-            for name, value in tensors.items():
-                if name.startswith(f"optimizer.{number}."):
-                    _, _, slot, key = name.split(".")
-                    plan["state"].setdefault(int(slot), {})[key] = value
-            optimizer.load_state_dict(plan)
-    files.write_text(noted, dump_config(recipe))

@@ -245,7 +245,8 @@ def test_two_encoders_on_one_folder(videos: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(encode, "ClipReader", Direct)
     process = multiprocessing.get_context("fork").Process(target=run, args=(videos, tmp_path / "store", Pooled(0.5)))
     process.start()
-    while not (tmp_path / "store" / ".lock").exists() or not (tmp_path / "store" / ".lock").read_text():
+    lock = tmp_path / "store" / ".lock"
+    while process.is_alive() and not (lock.exists() and lock.read_text()):
         time.sleep(0.01)
     with pytest.raises(Refused, match=rf"the folder is in use.*process {process.pid} at work"):
         run(videos, tmp_path / "store")

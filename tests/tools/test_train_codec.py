@@ -15,7 +15,7 @@ from mmdit.tools import cli
 SMALL = [
     "size=[16, 16]", "frames=3", "batch_frames=3", "batch_size=4", "steps=2", "decay_steps=1", "warmup_steps=1",
     "vae.latent_channels=2", "vae.block_out_channels=[8, 16]", "vae.decoder_block_out_channels=[8]",
-    "vae.layers_per_block=[0, 0]", "vae.decoder_layers_per_block=[0, 0]",
+    "vae.layers_per_block=[0, 0]", "vae.decoder_layers_per_block=[0, 0]", "then=null",
 ]  # fmt: skip
 
 
