@@ -160,6 +160,22 @@ def test_killed_at_every_write_of_an_added_video(videos: Path, tmp_path: Path, m
     assert points == 3 * (2 + 3)
 
 
+def test_killed_at_every_write_of_a_changed_table(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows as before: old and new files must not be taken for one store."""
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text("path,split\n" + "".join(f"{number}.mp4,train\n" for number in range(5)))
+    new.write_text("path,split\n" + "".join(f"{number}.mp4,{'train' if number else 'test'}\n" for number in range(5)))
+    points = walk(
+        monkeypatch,
+        lambda store: run(videos, store, captions=old),
+        tmp_path / "stores",
+        lambda store: run(videos, store, captions=new),
+    )
+    assert points == 3 * 3
+
+
 def test_a_killed_run_does_at_most_a_shard_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "ClipReader", Direct)
     assert killed_at(monkeypatch, "kill@00001.parquet:written", lambda: run(videos, tmp_path / "store"))
