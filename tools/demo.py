@@ -24,10 +24,12 @@ class Settings:
 
     quick: bool
     seed: int = 0
-    clips: int = 1560
+    clips: int = 1300
     frames: int = 17
     size: tuple[int, int] = (64, 48)
     fps: float = 8
+    variety: float = 0.2
+    """Of the made clips: little, so that minutes are enough to learn them."""
     train: tuple[str, ...] = ()
     """Changes to the recipe configs/demo_fashion.yaml."""
     prompts: int = 128
@@ -125,7 +127,7 @@ def _make_clips(out: Path, settings: Settings) -> None:
     with progress_line("make clips", "clips") as advance:
         make_clips(
             out / "clips", settings.clips, settings.seed, settings.size, settings.frames, settings.fps,
-            workers=os.cpu_count() or 1, progress=lambda done, count: advance(done, count, ""),
+            settings.variety, workers=os.cpu_count() or 1, progress=lambda done, count: advance(done, count, ""),
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ def main(
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels, both even.")] = "64x48",
     frames: Annotated[int, typer.Option(help="Frames in a clip.")] = 17,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 8.0,
+    variety: Annotated[float, typer.Option(help="From 0, the same person in the same light in all clips, to 1.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes at work; 0 is one for each core.")] = 0,
 ) -> None:
     """Draws fashion clips to learn from: mp4 files with captions and labels.
@@ -36,8 +37,9 @@ def main(
             _size(size),
             frames,
             fps,
-            workers or _cores(),
-            lambda done, total: advance(done, total, ""),
+            variety,
+            workers=workers or _cores(),
+            progress=lambda done, total: advance(done, total, ""),
         )
     splits = Counter(clip.split for clip in clips)
     print(f"{len(clips)} clips of {frames} frames, {size}: " + ", ".join(f"{n} {name}" for name, n in splits.items()))

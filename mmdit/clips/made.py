@@ -67,26 +67,28 @@ def make_clips(
     size: tuple[int, int] = (64, 48),
     frames: int = 17,
     fps: float = 8,
+    variety: float = 1.0,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[MadeClip]:
     """Makes `count` clips in `folder`: clips/NNNNNN.mp4, captions.csv (written last) and made.json (the settings).
 
     Run again, it keeps whole files and makes what is missing; the folder it ends with is the same, whatever happened
-    before and however many `workers` (processes) there are. `progress(done, count)` is called as clips are ready.
-    With more than one worker, a script that calls this needs the usual `if __name__ == "__main__":`.
+    before and however many `workers` (processes) there are. `variety` is that of `plan_clips`. `progress(done, count)`
+    is called as clips are ready. With more than one worker, a script that calls this needs the usual
+    `if __name__ == "__main__":`.
 
     Raises Refused for settings that cannot be, for a folder that holds anything else or cannot be written to, and
     Stopped when a worker dies or the disk is full.
     """
     _check(size, frames, fps)
-    clips = plan_clips(count, seed)
+    clips = plan_clips(count, seed, variety)
     if workers < 1:
         raise Refused("there must be someone to work", where="workers", got=workers, expected="at least 1")
     folder = Path(folder)
-    # "fps" as a float, so that 8 and 8.0 are the same settings, byte for byte
+    # floats, so that 8 and 8.0 are the same settings, byte for byte
     settings = {"version": VERSION, "count": count, "seed": seed, "size": list(size), "frames": frames}
-    settings["fps"] = float(fps)
+    settings |= {"fps": float(fps), "variety": float(variety)}
     try:
         _agree(folder, settings)  # before the lock, which is a file in the folder
         with files.lock(folder):

@@ -27,6 +27,7 @@ SPLITS = ("train", "validation", "held_out")
 COLUMNS = ("path", "caption", "label", "split", "garment", "colour", "pattern", "motion", "background")
 HELD_OUT = 20  # of the 200 triples
 MOST_CLIPS = 1_000_000
+USUAL = 0.75  # what every look number is without variety
 
 Triple = tuple[str, str, str]  # garment, colour, motion
 ROUND = (*["train"] * 3, "validation", *["train"] * 4, "held_out", *["train"] * 3)  # splits of successive clips
@@ -112,14 +113,17 @@ def _attributes(split: str, seed: int) -> Iterator[dict[str, str]]:
         turn += 1
 
 
-def plan_clips(count: int, seed: int) -> list[MadeClip]:
+def plan_clips(count: int, seed: int, variety: float = 1.0) -> list[MadeClip]:
     """The first `count` clips of a seed, divided into train (5 of 6), validation and held_out (1 of 12 each).
 
-    From 216 clips on, every pair of values of garment, colour and motion occurs in train. Raises Refused for counts
-    outside 1 to MOST_CLIPS.
+    From 216 clips on, every pair of values of garment, colour and motion occurs in train. `variety` in [0, 1] is how
+    unlike each other people, light, camera and the time of a step are: at 0 they are the same in all clips. Attributes
+    vary fully at any variety. Raises Refused for counts outside 1 to MOST_CLIPS, and for other varieties.
     """
     if not 1 <= count <= MOST_CLIPS:
         raise Refused("so many clips cannot be made", where="count", got=count, expected=f"1 to {MOST_CLIPS}")
+    if not 0 <= variety <= 1:
+        raise Refused("such a variety cannot be made", where="variety", got=variety, expected="0 to 1")
     streams = {split: _attributes(split, seed) for split in SPLITS}
     clips = []
     for index in range(count):
@@ -127,7 +131,8 @@ def plan_clips(count: int, seed: int) -> list[MadeClip]:
         attributes = next(streams[split])
         numbers = seeds.uniform((CHOICES + len(LOOK),), seed, "made clip", index).tolist()
         text = caption(attributes, numbers[:CHOICES])
-        clips.append(MadeClip(index, seed, **attributes, caption=text, split=split, look=tuple(numbers[CHOICES:])))
+        look = tuple((1 - variety) * USUAL + variety * number for number in numbers[CHOICES:])
+        clips.append(MadeClip(index, seed, **attributes, caption=text, split=split, look=look))
     return clips
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +20,7 @@ def sample(
         steps: how many times `predict` is asked (schedulers of higher order ask more often).
         after_step: called with the number of each finished step, from 1.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    _set_timesteps(scheduler, steps, noise.device)
     x = noise.float()
     for number, t in enumerate(scheduler.timesteps, start=1):
         predicted = predict(x, t.expand(len(x)))
@@ -27,3 +28,11 @@ def sample(
         if after_step is not None:
             after_step(number)
     return x
+
+
+def _set_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:
+    if scheduler.__class__.__name__ == "FlowMatchEulerDiscreteScheduler":
+        # left to itself it walks to t = 0.001 in steps - 1 steps, and the last one does nothing
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)

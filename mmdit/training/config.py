@@ -90,12 +90,12 @@ class FlowConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW, with Muon for the matrices of the blocks as an option; linear warm-up, then a decay."""
+    """AdamW, with Muon for the matrices of the network as an option; linear warm-up, then a decay."""
 
     lr: float = Field(1e-4, gt=0.0)
     """Learning rate of AdamW."""
     muon_lr: float | None = Field(None, gt=0.0)
-    """Learning rate of Muon for the blocks' attention and MLP matrices; null trains them with AdamW too."""
+    """Learning rate of Muon for the network's matrices between hidden vectors; null trains them with AdamW too."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
     weight_decay: float = Field(0.0, ge=0.0)

@@ -10,12 +10,12 @@ from mmdit.training.config import OptimizerConfig
 
 
 def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """AdamW for all weights, or Muon for the blocks' attention and MLP matrices and AdamW for the rest.
+    """AdamW for all weights, or Muon for the network's matrices between hidden vectors and AdamW for the rest.
 
     Each group remembers its full learning rate as `full_lr`; `set_learning_rate` scales from there.
     """
     trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
-    matrices = [weight for name, weight in trained if config.muon_lr is not None and _is_block_matrix(name, weight)]
+    matrices = [weight for name, weight in trained if config.muon_lr is not None and _is_hidden_matrix(name, weight)]
     chosen = {id(weight) for weight in matrices}
     others = [weight for _, weight in trained if id(weight) not in chosen]
     optimizers: list[Optimizer] = [
@@ -30,9 +30,14 @@ def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimize
     return optimizers
 
 
-def _is_block_matrix(name: str, weight: torch.Tensor) -> bool:
-    """Muon is for maps between hidden spaces; embeddings, modulations and the last layer keep AdamW."""
-    return weight.ndim == 2 and ".blocks." in name and "modulation" not in name
+def _is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
+    """Attention, MLPs and modulations of the network, and what makes the condition.
+
+    Tables, patches, the last layer and a text encoder keep AdamW. A modulation's gradient is nearly all about the
+    timestep; in Muon's step all directions count alike, so that it follows the text sooner.
+    """
+    within = ("blocks.", "t_embedder.", "text_embedder.", "final_layer.adaLN_modulation.")
+    return weight.ndim == 2 and name.removeprefix("transformer.").startswith(within)
 
 
 def learning_rate_scale(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -45,6 +45,18 @@ def test_each_step_is_told_of_and_samples_do_not_see_each_other() -> None:
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
 
 
+def test_the_steps_are_even_and_the_last_one_counts() -> None:
+    asked: list[float] = []
+
+    def predict(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        asked.append(timesteps[0].item())
+        return torch.full_like(x_t, 3.0)
+
+    out = sample(predict, torch.zeros(1, 1, 1, 2, 2), FlowMatchEulerDiscreteScheduler(), 4)
+    assert asked == [1000.0, 750.0, 500.0, 250.0]
+    torch.testing.assert_close(out, torch.full_like(out, -3.0))  # all the way from 1 to 0
+
+
 def test_guidance_goes_past_the_conditional_and_costs_nothing_at_one() -> None:
     calls = []
 

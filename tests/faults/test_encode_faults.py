@@ -5,62 +5,21 @@ import os
 import signal
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
-import torch.nn.functional as F
+from pooled import Direct, Pooled
 
 from mmdit import files
-from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
 from mmdit.clips.video import write_clip
 from mmdit.errors import OverBudget, Refused
 from mmdit.latents import encode
-from mmdit.latents.codec import Posterior
 from mmdit.latents.encode import EncodeReport, encode_folder
 from mmdit.latents.store import LatentStore
-
-
-class Pooled:
-    """Stands for a codec: averages over 8x8 pixels."""
-
-    channels, space_factor, time_factor, fingerprint = 3, 8, 1, "pooled"
-
-    def __init__(self, pause: float = 0.0) -> None:
-        self.pause = pause
-
-    def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        return size[0], size[1] // 8, size[2] // 8
-
-    def encode(self, clips: torch.Tensor) -> Posterior:
-        time.sleep(self.pause)
-        mean = F.avg_pool3d(clips, (1, 8, 8))
-        return Posterior(mean, mean.abs() / 2)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(latents, scale_factor=(1.0, 8.0, 8.0))
-
-
-class Direct:
-    """Stands for the ClipReader: reads in this process."""
-
-    def __init__(self, workers: int, **_: Any) -> None: ...
-
-    def __enter__(self) -> "Direct":
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...
-
-    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[Decoded | BadClip]:
-        for request in requests:
-            try:
-                yield read_request(request)
-            except BadClip as error:
-                yield error
 
 
 def write(path: Path, number: int) -> None:
@@ -188,7 +147,9 @@ def test_a_killed_run_does_at_most_a_shard_again(videos: Path, tmp_path: Path, m
 def test_killed_at_a_moment_with_its_decoders(videos: Path, tmp_path: Path) -> None:
     """A real kill -9, decoding processes and all: nothing is left running, and the end is the same."""
     run(videos, tmp_path / "whole")
-    process = multiprocessing.get_context("fork").Process(target=run, args=(videos, tmp_path / "store", Pooled(0.3)))
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(videos, tmp_path / "store", Pooled(pause=0.3))
+    )
     process.start()
     assert process.pid is not None
     while not list((tmp_path / "store" / "shards").glob("*.parquet")) and process.is_alive():
@@ -259,7 +220,9 @@ def test_hanging_and_crashing_decoders_cost_their_clips(
 
 def test_two_encoders_on_one_folder(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "ClipReader", Direct)
-    process = multiprocessing.get_context("fork").Process(target=run, args=(videos, tmp_path / "store", Pooled(0.5)))
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(videos, tmp_path / "store", Pooled(pause=0.5))
+    )
     process.start()
     lock = tmp_path / "store" / ".lock"
     while process.is_alive() and not (lock.exists() and lock.read_text()):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-import torch.nn.functional as F
+from pooled import Direct, Pooled
 
-from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
 from mmdit.clips.source import SourceClip
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.errors import OverBudget, Refused, Stopped
@@ -23,47 +21,6 @@ from mmdit.latents.codec import Posterior
 from mmdit.latents.encode import EncodeReport, encode_folder
 from mmdit.latents.plan import plan_clips
 from mmdit.latents.store import LatentStore
-
-
-class Pooled:
-    """Stands for a codec: averages over 8x8 pixels; its deviation is half the mean's size."""
-
-    channels, space_factor, time_factor = 3, 8, 1
-
-    def __init__(self, fingerprint: str = "pooled") -> None:
-        self.fingerprint = fingerprint
-        self.clips = 0
-
-    def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        if size[1] % 8 or size[2] % 8:
-            raise Refused("the codec cannot take this size of clip", got=size, fix="the nearest is 64x48")
-        return size[0], size[1] // 8, size[2] // 8
-
-    def encode(self, clips: torch.Tensor) -> Posterior:
-        self.clips += len(clips)
-        mean = F.avg_pool3d(clips, (1, 8, 8))
-        return Posterior(mean, mean.abs() / 2)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(latents, scale_factor=(1.0, 8.0, 8.0))
-
-
-class Direct:
-    """Stands for the ClipReader: reads in this process, which spares the tests the start of another."""
-
-    def __init__(self, workers: int, **_: Any) -> None: ...
-
-    def __enter__(self) -> "Direct":
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...
-
-    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[Decoded | BadClip]:
-        for request in requests:
-            try:
-                yield read_request(request)
-            except BadClip as error:
-                yield error
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@
 import logging
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from mmdit import seeds
@@ -18,7 +18,7 @@ PROMPTS = ["a red coat", "a blue dress", "red", "blue", "coat", "dress", "a coat
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny: ModuleType) -> ClipPipeline:
+def pipeline() -> ClipPipeline:
     made: ClipPipeline = tiny.make_pipeline()
     return made
 
@@ -142,7 +142,7 @@ def test_the_noise_of_a_clip_is_its_own(pipeline: ClipPipeline) -> None:
 
 
 @pytest.mark.parametrize(("labels", "text"), [(True, False), (False, True), (False, False)])
-def test_networks_with_fewer_conditions(tiny: ModuleType, labels: bool, text: bool) -> None:
+def test_networks_with_fewer_conditions(labels: bool, text: bool) -> None:
     pipeline = tiny.make_pipeline(labels=labels, text=text)
     ask = {**({"prompt": "red"} if text else {}), **({"label": 1} if labels else {})}
     assert pipeline(**ask, num_inference_steps=1).frames.shape == (1, 3, 16, 32, 3)
@@ -205,7 +205,7 @@ def test_refusals_come_before_any_work(
     assert "\n" not in str(refusal.value)
 
 
-def test_frames_follow_the_patches_and_the_nearest_is_named(tiny: ModuleType) -> None:
+def test_frames_follow_the_patches_and_the_nearest_is_named() -> None:
     pipeline = tiny.make_pipeline(patch_frames=2)
     pipeline.register_to_config(clip={**tiny.CLIP, "frames": 4})
     with pytest.raises(Refused, match=r"got 5, .* the nearest: 4 and 6"):
@@ -229,7 +229,7 @@ def test_saved_and_loaded_it_makes_the_same_clips(pipeline: ClipPipeline, tmp_pa
     assert again.tokenizer.model_max_length == 8
 
 
-def test_a_pipeline_without_text_saves_and_loads(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_pipeline_without_text_saves_and_loads(tmp_path: Path) -> None:
     pipeline = tiny.make_pipeline(text=False)
     pipeline.save_pretrained(tmp_path / "saved")
     again = ClipPipeline.from_pretrained(tmp_path / "saved")
@@ -238,7 +238,7 @@ def test_a_pipeline_without_text_saves_and_loads(tiny: ModuleType, tmp_path: Pat
     assert torch.equal(again(**ask).frames, pipeline(**ask).frames)
 
 
-def test_label_names_must_be_those_of_the_network(tiny: ModuleType) -> None:
+def test_label_names_must_be_those_of_the_network() -> None:
     pipeline = tiny.make_pipeline()
     parts = dict(pipeline.components)
     with pytest.raises(Refused, match="2 names, expected 3"):
@@ -254,7 +254,7 @@ def test_bfloat16_comes_near_float32(pipeline: ClipPipeline) -> None:
     assert (near - exact).norm() < 0.05 * exact.norm()
 
 
-def test_in_another_dtype(tiny: ModuleType) -> None:
+def test_in_another_dtype() -> None:
     pipeline = tiny.make_pipeline().to(torch.bfloat16)
     frames = pipeline("red", num_inference_steps=1).frames
     assert frames.dtype == np.float32

@@ -3,10 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from mmdit import files
@@ -17,7 +17,7 @@ ASK: dict[str, Any] = {"prompt": "a red coat", "num_inference_steps": 2, "output
 
 
 @pytest.fixture(scope="module")
-def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mine"
     tiny.write_run(folder)
     return folder
@@ -29,7 +29,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
-def test_a_run_loads_with_its_averaged_weights(tiny: ModuleType, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_loads_with_its_averaged_weights(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pipeline = load_pipeline(run)
     assert "%" not in capfd.readouterr().err  # no progress bars
     for wanted, got in (
@@ -46,7 +46,7 @@ def test_a_run_loads_with_its_averaged_weights(tiny: ModuleType, run: Path, capf
     assert {"checkpoint", "config"} <= set(pipeline.config.origin)
 
 
-def test_the_weights_as_last_trained(tiny: ModuleType, run: Path) -> None:
+def test_the_weights_as_last_trained(run: Path) -> None:
     pipeline = load_pipeline(run, weights="raw")
     wanted = tiny.make_network(seed=1)
     assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), pipeline.transformer.parameters(), strict=True))
@@ -54,7 +54,7 @@ def test_the_weights_as_last_trained(tiny: ModuleType, run: Path) -> None:
         load_pipeline(run, weights="best")
 
 
-def test_the_newest_checkpoint_and_a_chosen_one(tiny: ModuleType, copy: Path) -> None:
+def test_the_newest_checkpoint_and_a_chosen_one(copy: Path) -> None:
     old = copy / "checkpoints" / "step-0000005"
     tiny.write_run(copy, step=10)
     assert find_source(copy).folder.name == "step-0000010"
@@ -62,7 +62,7 @@ def test_the_newest_checkpoint_and_a_chosen_one(tiny: ModuleType, copy: Path) ->
     assert load_pipeline(old).config.origin["step"] == 5
 
 
-def test_a_damaged_checkpoint_is_refused_or_passed_over(tiny: ModuleType, copy: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_or_passed_over(copy: Path) -> None:
     weights = tiny.write_run(copy, step=10) / "ema" / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
@@ -89,7 +89,7 @@ def test_a_saved_pipeline_makes_the_same_clips(run: Path, tmp_path: Path, capfd:
     assert source.origin == pipeline.config.origin
 
 
-def test_another_codec_is_refused_with_both_fingerprints(tiny: ModuleType, copy: Path) -> None:
+def test_another_codec_is_refused_with_both_fingerprints(copy: Path) -> None:
     state = json.loads((copy / "checkpoints" / "step-0000005" / "state.json").read_text())
     other = tiny.make_codec(seed=9)
     other.vae.save_pretrained(copy / "other")
@@ -99,7 +99,7 @@ def test_another_codec_is_refused_with_both_fingerprints(tiny: ModuleType, copy:
     assert state["codec"]["fingerprint"][:16] in str(refusal.value)
 
 
-def test_a_codec_that_was_moved_is_named(tiny: ModuleType, run: Path, tmp_path: Path) -> None:
+def test_a_codec_that_was_moved_is_named(run: Path, tmp_path: Path) -> None:
     folder = tiny.write_run(tmp_path / "run")
     (tmp_path / "run" / "codec").rename(tmp_path / "moved")
     with pytest.raises(Refused):
@@ -107,7 +107,7 @@ def test_a_codec_that_was_moved_is_named(tiny: ModuleType, run: Path, tmp_path: 
     assert load_pipeline(folder, codec=tmp_path / "moved").has_text
 
 
-def test_a_frozen_encoder_is_loaded_from_its_own_place(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_frozen_encoder_is_loaded_from_its_own_place(tmp_path: Path) -> None:
     encoder = tiny.make_encoder(seed=8)
     encoder.save(tmp_path / "encoder")
     tiny.write_run(tmp_path / "run", text_encoder=str(tmp_path / "encoder"))
@@ -117,14 +117,14 @@ def test_a_frozen_encoder_is_loaded_from_its_own_place(tiny: ModuleType, tmp_pat
     )
 
 
-def test_a_run_without_text(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_run_without_text(tmp_path: Path) -> None:
     tiny.write_run(tmp_path / "run", text_encoder="")
     source = find_source(tmp_path / "run")
     assert not source.has_text
     assert load_pipeline(source).text_encoder is None
 
 
-def test_what_is_none_of_these_is_refused(tiny: ModuleType, copy: Path, tmp_path: Path) -> None:
+def test_what_is_none_of_these_is_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     files.write_text(tmp_path / "file", "x")
     for path, said in (("none", "no such folder"), ("empty", "a folder without any"), ("file", "a file")):
@@ -151,7 +151,7 @@ def test_pipelines_of_other_kinds_and_halves_are_refused(tmp_path: Path, run: Pa
     assert "\n" not in str(refusal.value)
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused(tiny: ModuleType, copy: Path) -> None:
+def test_a_checkpoint_of_a_newer_format_is_refused(copy: Path) -> None:
     folder = copy / "checkpoints" / "step-0000005"
     state = json.loads((folder / "state.json").read_text())
     files.write_json(folder / "state.json", {**state, "format": 99})

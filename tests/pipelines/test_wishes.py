@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from mmdit.clips.video import read_metadata
 from mmdit.pipelines.wishes import Wish, grant
@@ -26,7 +27,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny: Any) -> Any:
+def pipeline() -> Any:
     return tiny.make_pipeline()
 
 

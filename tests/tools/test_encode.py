@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import exit_code
 
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.latents.codec import load_codec
 from mmdit.latents.store import LatentStore
-from mmdit.tools.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as ending:
-        main(["encode", *map(str, words)])
-    assert isinstance(ending.value.code, int)
-    return ending.value.code
+    return exit_code("encode", *words)
 
 
 def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(

@@ -1,6 +1,5 @@
 """`mmdit generate` from the command line to the files, on a tiny random run."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -9,35 +8,22 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import tiny
+from commands import exit_code
 from PIL import Image
 
 from mmdit.clips.video import read_metadata
-from mmdit.tools.cli import main
-
-
-def write_run(folder: Path, **options: Any) -> None:
-    path = Path(__file__).parent.parent / "pipelines" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny_for_generate", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    tiny.write_run(folder, **options)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate") / "run"
-    write_run(folder)
+    tiny.write_run(folder)
     return folder
 
 
 def generate(*words: object) -> int:
-    """The exit code of `mmdit generate WORDS`."""
-    with pytest.raises(SystemExit) as end:
-        main(["generate", *map(str, words)])
-    assert isinstance(end.value.code, int)
-    return end.value.code
+    return exit_code("generate", *words)
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -179,10 +165,10 @@ def test_what_no_model_is_needed_for_is_refused_before_one_is_loaded(
 
 
 def test_a_model_without_text_and_one_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path / "labels", text_encoder="")
+    tiny.write_run(tmp_path / "labels", text_encoder="")
     assert generate(tmp_path / "labels", "--prompt", "red", "--out", tmp_path / "a.mp4") == 2
     assert "reads no prompts, got a prompt, expected a label" in capsys.readouterr().err
-    write_run(tmp_path / "text", labels=False)
+    tiny.write_run(tmp_path / "text", labels=False)
     assert generate(tmp_path / "text", "--label", "coat", "--out", tmp_path / "a.mp4") == 2
     assert "has no labels, got a label, expected a prompt" in capsys.readouterr().err
 

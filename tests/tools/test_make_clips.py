@@ -35,6 +35,7 @@ def test_makes_clips_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("--size", "wide"), "HEIGHTxWIDTH"),
         (("--frames", 0), "frames, got 0"),
         (("--fps", -1), "fps, got -1"),
+        (("--variety", 1.5), "variety, got 1.5, expected 0 to 1"),
         (("--workers", -1), "workers, got -1"),
     ],
 )
@@ -51,6 +52,9 @@ def test_refuses_in_one_line(
 def test_refuses_a_folder_made_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (tmp_path / "new", "--count", 2, "--size", "32x32", "--frames", 1, "--workers", 1)
     assert call(capsys, *words)[0] == 0
+    code, _, err = call(capsys, *words, "--variety", 0)
+    assert code == 2
+    assert "variety, got 0.0, expected 1.0" in err
     code, _, err = call(capsys, *words, "--seed", 9)
     assert code == 2
     assert "seed, got 9, expected 0" in err

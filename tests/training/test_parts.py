@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from mmdit.conditioning import build_text_encoder
+from mmdit.models import create_model
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import learning_rate_scale, make_optimizers, set_learning_rate
+from mmdit.training.run import Trainee
 
 
 def test_the_average_follows_its_formula_and_leaves_the_weights_alone() -> None:
@@ -43,14 +46,19 @@ def test_the_learning_rate_warms_up_and_decays(decay: str, expected: list[float]
     assert scales == pytest.approx(expected, abs=1e-3)
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
-    matrix = nn.Linear(4, 4)
-    blocks = nn.ModuleList([nn.ModuleDict({"fc1": matrix, "adaLN_modulation": nn.Linear(4, 4)})])
-    module = nn.ModuleDict({"blocks": blocks, "final": nn.Linear(4, 4)})
-    net = nn.ModuleDict({"transformer": module})
-    adamw, muon = make_optimizers(net, OptimizerConfig(lr=1e-3, muon_lr=1e-2))
-    assert [id(weight) for weight in muon.param_groups[0]["params"]] == [id(matrix.weight)]
-    assert len(adamw.param_groups[0]["params"]) == 5
+def test_muon_takes_the_matrices_between_hidden_vectors_and_nothing_else() -> None:
+    network = create_model(
+        "tiny", sample_size=(3, 4, 4), in_channels=4, num_classes=3, text_dim=16, layout="factorized"
+    )
+    trainee = Trainee(network, build_text_encoder(["a red coat"], width=16))
+    adamw, muon = make_optimizers(trainee, OptimizerConfig(lr=1e-3, muon_lr=1e-2))
+    name_of = {id(weight): name for name, weight in trainee.named_parameters()}
+    names = [{name_of[id(weight)] for weight in found.param_groups[0]["params"]} for found in (adamw, muon)]
+    assert names[0] | names[1] == set(name_of.values()) and not names[0] & names[1]
+    matrices = {name for name in name_of.values() if name.startswith("transformer.") and name.endswith(".weight")}
+    assert names[1] == {name for name in matrices if "table" not in name} - {
+        "transformer.x_embedder.proj.weight", "transformer.final_layer.linear.weight",
+    }  # fmt: skip
     set_learning_rate([adamw, muon], 0.5)
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (5e-4, 5e-3)
-    assert len(make_optimizers(net, OptimizerConfig())) == 1
+    assert len(make_optimizers(trainee, OptimizerConfig())) == 1
