@@ -24,6 +24,8 @@ from typing import Any
 from mmdit.errors import Refused
 
 PART = ".part-"
+_UMASK = os.umask(0o022)  # can only be read by setting it
+os.umask(_UMASK)
 _seen: dict[str, int] = {}
 
 
@@ -50,6 +52,12 @@ def _fault_point(path: Path, stage: str, part: Path | None = None) -> None:
         part.write_bytes(data)
 
 
+def _open_to_others(path: Path) -> None:
+    """Gives a file the permissions that new files have here; safetensors keeps its files to their owner."""
+    if path.is_file():
+        path.chmod(0o666 & ~_UMASK)
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -70,6 +78,7 @@ def new_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[
     try:
         _fault_point(path, "begin")
         yield part
+        _open_to_others(part)
         if durable:
             _fsync(part)
         _fault_point(path, "written", part)
@@ -95,6 +104,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fault_point(path, "begin")
         yield part
         for inner in sorted(part.rglob("*")):
+            _open_to_others(inner)
             _fsync(inner)
         _fsync(part)
         _fault_point(path, "written", part)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mmdit import files
 from mmdit.errors import Refused
@@ -87,3 +89,13 @@ def test_equal_values_are_equal_files(tmp_path: Path) -> None:
     files.write_json(tmp_path / "b.json", {"a": "é", "b": 1})
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    files.write_safetensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+    with files.new_folder(tmp_path / "folder") as part:
+        save_file({"a": torch.zeros(2)}, part / "a.safetensors")  # as diffusers and transformers do
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    for name in ("a.safetensors", "folder/a.safetensors"):
+        assert (tmp_path / name).stat().st_mode == usual

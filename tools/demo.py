@@ -40,7 +40,7 @@ class Settings:
     """Generated clips for each label."""
     stills: int = 8
     """Generated images."""
-    real_clips: int = 96
+    real_clips: int = 108
     """Real clips of each kind that are scored beside them."""
     shown: int = 4
     """Reconstructions that are shown."""

@@ -27,8 +27,9 @@ def main(
     from mmdit.clips.made import make_clips
     from mmdit.config import load_config
     from mmdit.errors import Refused
-    from mmdit.evaluation.probe import check_probe, load_probe, save_probe
+    from mmdit.evaluation.probe import load_probe, save_probe
     from mmdit.evaluation.probe_training import ProbeRecipe, card, measure, read_made_clips, train_probe
+    from mmdit.evaluation.score import check_probe
     from mmdit.tools.progress import progress_line
 
     settings = load_config(ProbeRecipe, recipe, overrides or ())

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmdit.clips.decode import ReadRequest, read_request
 from mmdit.clips.video import clip_to_frames, frames_to_clip, write_clip
-from mmdit.evaluation.probe import Probe, check_probe, colour_drift
-from mmdit.evaluation.score import Scored, columns, confusion, psnr, score_table
+from mmdit.evaluation.probe import Probe, colour_drift
+from mmdit.evaluation.score import Scored, check_probe, columns, confusion, psnr, score_table
 from mmdit.latents.codec import Codec
 from mmdit.latents.store import LatentStore
 

@@ -4,7 +4,6 @@ Shapes: b batch, f frame, h height, w width, n names of one attribute.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdit import files
 from mmdit.config import Config, parse_config
-from mmdit.errors import Refused, Stopped
+from mmdit.errors import Refused
 
 FORMAT = 1
 UNCLEAR = "unclear"
@@ -164,27 +163,6 @@ def load_probe(path: str | Path | None = None) -> Probe:
             fix="train one with mmdit train-probe",
         ) from error
     return probe.eval().requires_grad_(False)
-
-
-def check_probe(
-    probe: Probe, clips: Tensor, wanted: Mapping[str, Sequence[str]], *, at_least: float = 0.99
-) -> dict[str, float]:
-    """Reads real clips, whose attributes are known, and returns the share read right for each attribute in `wanted`.
-
-    Raises Stopped when a share is below `at_least`: scores by such a probe would mean nothing.
-    """
-    from mmdit.evaluation.score import attribute_scores
-
-    scores = attribute_scores(probe.read(clips), wanted)
-    for key, score in scores.items():
-        if score.accuracy < at_least:
-            raise Stopped(
-                f"the probe cannot be trusted with {key}, so nothing is scored",
-                got=f"{score.correct} of {score.count} real clips read right",
-                expected=f"at least {at_least:.0%}",
-                fix="train a probe on clips like these with mmdit train-probe",
-            )
-    return {key: score.accuracy for key, score in scores.items()}
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdit.errors import Refused
-from mmdit.evaluation.probe import UNCLEAR
+from mmdit.errors import Refused, Stopped
+from mmdit.evaluation.probe import UNCLEAR, Probe
 
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
@@ -74,6 +74,25 @@ def attribute_scores(read: Mapping[str, Sequence[str]], wanted: Mapping[str, Seq
         low, high = wilson(correct, len(names))
         result[key] = Score(correct, len(names), correct / len(names), low, high)
     return result
+
+
+def check_probe(
+    probe: Probe, clips: Tensor, wanted: Mapping[str, Sequence[str]], *, at_least: float = 0.99
+) -> dict[str, float]:
+    """Reads real clips, whose attributes are known, and returns the share read right for each attribute in `wanted`.
+
+    Raises Stopped when a share is below `at_least`: scores by such a probe would mean nothing.
+    """
+    scores = attribute_scores(probe.read(clips), wanted)
+    for key, score in scores.items():
+        if score.accuracy < at_least:
+            raise Stopped(
+                f"the probe cannot be trusted with {key}, so nothing is scored",
+                got=f"{score.correct} of {score.count} real clips read right",
+                expected=f"at least {at_least:.0%}",
+                fix="train a probe on clips like these with mmdit train-probe",
+            )
+    return {key: score.accuracy for key, score in scores.items()}
 
 
 def _same_length(read: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]], key: str) -> Sequence[str]:

@@ -13,12 +13,11 @@ from mmdit.evaluation.probe import (
     UNCLEAR,
     Probe,
     ProbeConfig,
-    check_probe,
     colour_drift,
     load_probe,
     save_probe,
 )
-from mmdit.evaluation.score import attribute_scores, columns
+from mmdit.evaluation.score import attribute_scores, check_probe, columns
 from mmdit.seeds import generator, normal
 
 NAMES = {"garment": ("coat", "dress"), "colour": ("blue", "red", "teal"), "motion": ("turns", "walks")}
