@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmdit.pipelines.wishes import Wish
 
 
-COLUMNS = 8  # of gallery.gif
+COLUMNS = 8  # of gallery.webp
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Settings:
     frames: int = 17
     size: tuple[int, int] = (64, 48)
     fps: float = 8
-    variety: float = 0.2
-    """Of the made clips: little, so that minutes are enough to learn them."""
+    variety: float = 0.1
+    """Of the made clips: nearly the same person and light in all, so that minutes are enough to learn them."""
     train: tuple[str, ...] = ()
     """Changes to the recipe configs/demo_fashion.yaml."""
     prompts: int = 128
@@ -214,9 +214,9 @@ def _score(out: Path, settings: Settings) -> None:
 
 
 def _picture(out: Path, settings: Settings) -> None:
-    """gallery.gif: generated clips side by side, of trained combinations in the first row and held-out ones below."""
+    """gallery.webp: generated clips side by side, of trained combinations in the first row and held-out ones below."""
     from mmdit.clips.decode import read_clip
-    from mmdit.report.sheet import write_gif_grid
+    from mmdit.report.sheet import write_moving_grid
 
     wishes = [wish for wish in _wishes(settings) if wish.prompt is not None and wish.frames is None]
     rows = [[wish for wish in wishes if wish.combination == kind][:COLUMNS] for kind in ("trained", "held-out")]
@@ -226,7 +226,7 @@ def _picture(out: Path, settings: Settings) -> None:
         for row in rows
         for wish in row[:columns]
     ]
-    write_gif_grid(clips, out / "gallery.gif", columns=columns, fps=settings.fps)
+    write_moving_grid(clips, out / "gallery.webp", columns=columns, fps=settings.fps)
 
 
 STEPS: dict[str, Callable[[Path, Settings], None]] = {

@@ -54,4 +54,4 @@ def test_killed_in_every_step_it_ends_with_the_same_summary(tmp_path: Path) -> N
     assert demo(tmp_path / "killed") == 0
     assert demo(tmp_path / "whole") == 0
     assert what_counts(tmp_path / "killed") == what_counts(tmp_path / "whole")
-    assert (tmp_path / "killed" / "gallery.gif").read_bytes() == (tmp_path / "whole" / "gallery.gif").read_bytes()
+    assert (tmp_path / "killed" / "gallery.webp").read_bytes() == (tmp_path / "whole" / "gallery.webp").read_bytes()
