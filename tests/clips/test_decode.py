@@ -1,11 +1,7 @@
 """Decoding: the right frames by time stamp, the right picture, and a reason for every clip that cannot be read."""
 
 import io
-import os
 import struct
-import textwrap
-import time
-from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,52 +9,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from videos import levels, numbers, write
 
 from mmdit.clips import decode
-from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_clip
-from mmdit.clips.reader import ClipReader
-
-STEP = 6
-
-
-def levels(count: int, height: int = 32, width: int = 64) -> np.ndarray[Any, Any]:
-    """Frames that are one grey each, which tells their number."""
-    numbers = np.arange(count, dtype=np.uint8) * STEP + 10
-    return np.broadcast_to(numbers[:, None, None, None], (count, height, width, 3))
-
-
-def numbers(decoded: Decoded) -> list[int]:
-    return [round((float(frame.mean()) - 10) / STEP) for frame in decoded.frames]
-
-
-def write(
-    path: Path,
-    frames: np.ndarray[Any, Any],
-    *,
-    fps: float = 24,
-    pts: Sequence[int] | None = None,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    aspect: Fraction | None = None,
-) -> Path:
-    """`pts` are in thousandths of a second."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.codec_context.thread_count = pix_fmt, 1
-        stream.options = ({"crf": "10", "preset": "ultrafast"} if codec == "libx264" else {}) | (options or {})
-        if pts is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        if aspect is not None:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for number, values in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24")
-            if pts is not None:
-                frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+from mmdit.clips.decode import BadClip, Decoded, read_clip
 
 
 def read(path: Path, **changes: Any) -> Decoded:
@@ -308,98 +262,3 @@ def test_a_huge_picture_is_refused_by_its_header(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("mmdit.clips.container.MAX_PIXELS", 1000)
     with pytest.raises(BadClip, match="too large: 32x64"):
         read(path)
-
-
-# --- the child processes
-
-
-SABOTAGE = """
-    import os, sys, time
-    from mmdit.clips import decode
-    read = decode.read_request
-    def sabotaged(request):
-        name = os.path.basename(request.path)
-        if name.startswith("hang"):
-            import ctypes
-            ctypes.PyDLL(None).sleep(1000)  # as a decoder does: holding the interpreter's lock
-        if name.startswith("crash"):
-            os.abort()
-        if name.startswith("once") and not os.path.exists(request.path + ".seen"):
-            open(request.path + ".seen", "w").close()
-            os.kill(os.getpid(), 9)
-        if name.startswith("memory"):
-            bytearray(16 << 30)
-        return read(request)
-    decode.read_request = sabotaged
-"""
-
-
-@pytest.fixture
-def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Children hang at hang*.mp4, crash at crash*.mp4, are killed once at once*.mp4."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(SABOTAGE))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    yield
-
-
-def test_results_in_order_whatever_happens(tmp_path: Path, sabotage: None) -> None:
-    names = ["a", "hang1", "b", "crash1", "once1", "memory1", "gone", "c"]
-    for name in names:
-        if name != "gone":
-            write(tmp_path / f"{name}.mp4", levels(16))
-    requests = [ReadRequest(str(tmp_path / f"{name}.mp4"), 5, (32, 64), 8.0) for name in names]
-    with ClipReader(2, deadline=3.0) as reader:
-        results = dict(zip(names, reader.read_many(requests), strict=True))
-        again = list(reader.read_many(requests[:1]))
-    for name in ("a", "b", "c", "once1"):
-        result = results[name]
-        assert isinstance(result, Decoded) and numbers(result) == [0, 3, 6, 9, 12], (name, result)
-    assert isinstance(again[0], Decoded)
-    reasons = {name: result.reason for name, result in results.items() if isinstance(result, BadClip)}
-    assert reasons == {
-        "hang1": "the decoder hangs: no clip in 3 s",
-        "crash1": "the decoder crashed: signal 6",
-        "memory1": "too large: needs more than 4 GiB",
-        "gone": "no such file",
-    }
-
-
-def test_leaving_early_ends_the_children(tmp_path: Path) -> None:
-    write(tmp_path / "a.mp4", levels(16))
-    requests = [ReadRequest(str(tmp_path / "a.mp4"), 5, (32, 64), 8.0)] * 100
-    with ClipReader(2, ahead=3) as reader:
-        for _ in reader.read_many(requests):
-            children = list(reader._children)
-            break
-    assert children and all(child.process.poll() is not None for child in children)
-
-
-def test_no_more_than_asked_is_read_ahead(tmp_path: Path) -> None:
-    write(tmp_path / "a.mp4", levels(16))
-    handed = 0
-
-    def requests() -> Iterator[ReadRequest]:
-        nonlocal handed
-        for _ in range(50):
-            handed += 1
-            yield ReadRequest(str(tmp_path / "a.mp4"), 5, (32, 64), 8.0)
-
-    with ClipReader(1, ahead=4) as reader:
-        results = reader.read_many(requests())
-        for taken in (1, 2):
-            next(results)
-            while handed < taken + 4:  # they are read although nobody asks for them yet
-                time.sleep(0.01)
-        time.sleep(0.3)
-        assert handed == 6
-
-
-def test_children_load_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, mmdit.clips.reader; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
-    assert done.stdout.strip() == "False", done.stderr
