@@ -120,7 +120,7 @@ def _projected(scale: float, how: Projection, process: Any) -> Combine:
         p, q = process.data_coefficients(t, x_t)  # data = p x_t + q prediction
         data, difference = p * x_t + q * conditional, q * (conditional - null)
         if how.momentum:
-            if former is not None and t.max() < time:  # otherwise another run has begun
+            if former is not None and t.max() <= time:  # otherwise another run has begun
                 difference = difference + how.momentum * former
             former, time = difference, float(t.max())
         if how.radius is not None:

@@ -102,7 +102,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++2m": Sampler(2, gaussian=_dpm(2), flow=_flow_dpm()),
     "dpm++2m-sde": Sampler(None, gaussian=_dpm(2, "sde-dpmsolver++"), flow=_flow_dpm("sde-dpmsolver++")),
     "unipc": Sampler(
-        2,
+        3,  # the predictor's two, and one of the corrector
         gaussian=lambda process: UniPCMultistepScheduler(**_betas(process)),
         flow=lambda process: UniPCMultistepScheduler(**_line(process)),
     ),

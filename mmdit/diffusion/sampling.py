@@ -85,7 +85,7 @@ def _set_flow_times(scheduler: Any, steps: int, device: torch.device) -> None:
     and do nothing in the last one, shift twice, begin at 0.999, or tell the network whole timesteps only."""
     times = torch.linspace(1, 1 / steps, steps)
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=times.tolist(), device=device)
+        scheduler.set_timesteps(sigmas=times.numpy(), device=device)
         scheduler.timesteps = scheduler.sigmas[:steps].to(device) * scheduler.config.num_train_timesteps
         return
     scheduler.set_timesteps(steps, device=device)
