@@ -27,6 +27,12 @@ class Projection:
     radius: float | None = None
     momentum: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.radius is not None and not self.radius > 0:
+            raise Refused("the radius of projected guidance is out of range", got=self.radius, expected="above 0")
+        if not abs(self.momentum) < 1:
+            raise Refused("the momentum of projected guidance is out of range", got=self.momentum, expected="-1 to 1")
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -55,7 +61,9 @@ class Guidance:
         if not 0 <= self.rescale <= 1:
             raise Refused("the rescaling of guidance is out of range", got=self.rescale, expected="0 to 1")
         if self.projection is not None and self.projection.radius is not None and not self.projection.radius > 0:
-            raise Refused("the radius of projected guidance is out of range", got=self.projection.radius, expected="> 0")
+            raise Refused(
+                "the radius of projected guidance is out of range", got=self.projection.radius, expected="> 0"
+            )
 
 
 def guided(predict_both: Predict, predict: Predict, guidance: float | Guidance, process: Any = None) -> Predict:

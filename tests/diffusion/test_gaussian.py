@@ -57,12 +57,11 @@ def test_zero_terminal_snr(betas: str) -> None:
     torch.testing.assert_close(slope, slope[:1].expand_as(slope), atol=0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    ("prediction", "zero"), [*[(name, False) for name in PREDICTIONS], *[(name, True) for name in ("v", "x0")]]
+)
 def test_a_perfect_prediction_has_no_error_and_stands_for_the_data(prediction: str, variance: str, zero: bool) -> None:
-    if zero and prediction == "epsilon":
-        pytest.skip("refused")
     process = GaussianDiffusion("linear", prediction, variance, zero_terminal_snr=zero)
     x_0, noise, _ = drawn()
     target, x_t = process.target(x_0, noise, T), process.add_noise(x_0, noise, T)
@@ -120,6 +119,22 @@ def test_the_bound_by_hand(timesteps: int) -> None:
     assert loss.vb is not None
     torch.testing.assert_close(loss.vb.double(), kl.mean((1, 2, 3, 4)) / math.log(2), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(loss.per_sample, loss.mse + loss.vb * timesteps / 1000)
+
+
+@pytest.mark.parametrize("between", [-1.0, 0.0, 1.0])
+def test_the_last_step_decodes(between: float) -> None:
+    """At t = 0 the mean is the data predicted, and the smallest variance is that of t = 1."""
+    process = GaussianDiffusion(prediction="x0")
+    out = torch.tensor([0.3, between]).view(1, 2, 1, 1, 1)
+    x_0, t = torch.full((1, 1, 1, 1, 1), 0.32), torch.tensor([0])
+    vb = process.loss(constant(out), x_0, torch.zeros_like(x_0), t).vb
+    a, b = process.alpha_bar[:2]
+    smallest, beta = (1 - b / a) * (1 - a) / (1 - b), 1 - a
+    variance = torch.exp((1 + between) / 2 * beta.log() + (1 - between) / 2 * smallest.log())
+    normal = torch.distributions.Normal(0.3, variance.sqrt())
+    bin_ = normal.cdf(torch.tensor(0.32 + 1 / 255)) - normal.cdf(torch.tensor(0.32 - 1 / 255))
+    assert vb is not None
+    assert vb.item() == pytest.approx(-bin_.log2().item(), abs=0.02)
 
 
 def test_the_decoder_shares_out_all_probability() -> None:

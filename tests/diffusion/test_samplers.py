@@ -189,7 +189,9 @@ def test_flow_asks_at_even_times_of_one_shift_and_every_step_counts(name: str, s
         return torch.full_like(x_t, 3.0)
 
     options: dict[str, Any] = {"generators": generators([0], 0), "after_step": told.append}
-    out = sample(predict, torch.zeros(1, 1, 1, 2, 2), make_scheduler(name, RectifiedFlow(shift=shift)), steps, **options)
+    out = sample(
+        predict, torch.zeros(1, 1, 1, 2, 2), make_scheduler(name, RectifiedFlow(shift=shift)), steps, **options
+    )
     t = [1 - i / steps for i in range(steps)]
     shifted = [1000 * shift * t / (1 + (shift - 1) * t) for t in t]
     assert sorted(set(asked), reverse=True) == pytest.approx(shifted, abs=2e-3)
