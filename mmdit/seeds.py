@@ -6,6 +6,7 @@ timesteps and dropout are the same after a resume, on any number of processes, a
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 
@@ -31,3 +32,8 @@ def normal(shape: tuple[int, ...], seed: int, *place: Place) -> torch.Tensor:
 def uniform(shape: tuple[int, ...], seed: int, *place: Place) -> torch.Tensor:
     """Uniform float32 numbers in [0, 1) of the given shape, a function of seed and place alone."""
     return torch.rand(shape, generator=generator(seed, *place))
+
+
+def generators(samples: Iterable[int], seed: int, *place: Place) -> list[torch.Generator]:
+    """One generator for each sample, a function of seed, place and the sample's number: not of who else is there."""
+    return [generator(seed, *place, sample) for sample in samples]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdit.seeds import generator, normal, seed_at, uniform
+from mmdit.seeds import generator, generators, normal, seed_at, uniform
 
 
 def test_same_place_same_numbers_other_place_others() -> None:
@@ -35,3 +35,11 @@ def test_neighbouring_places_are_unrelated() -> None:
 def test_these_very_numbers_stay() -> None:
     assert seed_at(0, "noise", 1, 2) == 3420038565190068946
     assert normal((3,), 0, "noise", 1, 2).tolist() == pytest.approx([-0.1774, -0.8664, 3.7723], abs=1e-4)
+
+
+def test_a_samples_generator_does_not_depend_on_the_others() -> None:
+    together, alone = generators(range(4), 0, "steps"), generators([2], 0, "steps")[0]
+    for other in together[:2]:
+        torch.randn(5, generator=other)
+    assert torch.equal(torch.randn(3, generator=together[2]), torch.randn(3, generator=alone))
+    assert len({made.initial_seed() for made in (*together, *generators(range(4), 0, "start"))}) == 8

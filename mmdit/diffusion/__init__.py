@@ -1,7 +1,22 @@
 """The maths: pure functions of tensors and of a callable that predicts. Nothing here knows a network."""
 
-from mmdit.diffusion.flow import RectifiedFlow
-from mmdit.diffusion.guidance import guided
-from mmdit.diffusion.sampling import sample
+from mmdit.diffusion.flow import RectifiedFlow, shift_for_tokens
+from mmdit.diffusion.gaussian import GaussianDiffusion
+from mmdit.diffusion.guidance import Guidance, Projection, guided, two_passes
+from mmdit.diffusion.samplers import SAMPLERS, make_scheduler, samplers_for
+from mmdit.diffusion.sampling import draws_noise, sample
 
-__all__ = ["RectifiedFlow", "guided", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "GaussianDiffusion",
+    "Guidance",
+    "Projection",
+    "RectifiedFlow",
+    "draws_noise",
+    "guided",
+    "make_scheduler",
+    "sample",
+    "samplers_for",
+    "shift_for_tokens",
+    "two_passes",
+]
