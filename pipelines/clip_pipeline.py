@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
-from mmdit.diffusion import guided, sample
+from mmdit.diffusion import RectifiedFlow, draws_noise, guided, make_scheduler, sample
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
@@ -89,6 +89,15 @@ class ClipPipeline(DiffusionPipeline):
     def has_text(self) -> bool:
         """Whether the network reads prompts."""
         return self.transformer.config.text_dim > 0
+
+    def use_sampler(self, name: str) -> None:
+        """Samples by another of `mmdit.diffusion.SAMPLERS` from now on, with the shift of times that there was.
+
+        Raises Refused for a sampler that is unknown or not for flow.
+        """
+        config = self.scheduler.config
+        shift = config.get("flow_shift") or config.get("shift") or 1.0
+        self.scheduler = make_scheduler(name, RectifiedFlow(shift=shift))
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""
@@ -168,6 +177,7 @@ class ClipPipeline(DiffusionPipeline):
                     self._noise(rows, grid, seed, first_index, generator),
                     self.scheduler,
                     num_inference_steps,
+                    generators=self._step_generators(rows, seed, first_index, generator),
                     after_step=after_step,
                 )  # (B, C, F, H, W)
                 made.append((latents if output_type == "latent" else self.codec.decode(latents)).float().cpu())
@@ -242,6 +252,16 @@ class ClipPipeline(DiffusionPipeline):
             drawn_by = [generator] * rows.stop if isinstance(generator, torch.Generator) else generator
             noise = [torch.randn(shape, generator=drawn_by[row], device=drawn_by[row].device) for row in rows]
         return torch.stack(noise).to(self._execution_device)
+
+    def _step_generators(
+        self, rows: range, seed: int, first_index: int, generator: torch.Generator | Sequence[torch.Generator] | None
+    ) -> list[torch.Generator] | None:
+        """Where a sampler that draws noise in each step draws that of the clips `rows` from; None for the others."""
+        if not draws_noise(self.scheduler):
+            return None
+        if generator is None:
+            return seeds.generators((first_index + row for row in rows), seed, "step")
+        return [generator if isinstance(generator, torch.Generator) else generator[row] for row in rows]
 
 
 def _check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, clips: int) -> None:

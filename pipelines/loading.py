@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mmdit.conditioning import Labels, TextEncoder, load_text_encoder
 from mmdit.conditioning.text import quiet
+from mmdit.diffusion import RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
@@ -124,7 +124,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
     return ClipPipeline(
         transformer=transformer,
         vae=_load_codec(state["codec"], codec).vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=state["flow"]["shift"]),
+        scheduler=make_scheduler("euler", RectifiedFlow(shift=state["flow"]["shift"])),
         text_encoder=encoder.model if encoder else None,
         tokenizer=encoder.tokenizer if encoder else None,
         label_names=state["label_names"] or None,

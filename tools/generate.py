@@ -43,6 +43,7 @@ def main(
     fps: Annotated[float | None, typer.Option(help="Frames a second. [default: as trained]")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
+    sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[float, typer.Option(help="How strongly to follow the prompt; 1 is without guidance.")] = 2.0,
     format: Annotated[str | None, typer.Option(help="In a folder: mp4, gif, png. [default: mp4, images png]")] = None,
     batch: Annotated[int, typer.Option(help="Clips sampled at a time.")] = 16,
@@ -60,6 +61,7 @@ def main(
     Example:
       mmdit generate runs/mine --prompt "a striped red coat, seen turning round" --out coat.mp4
     """
+    from mmdit.diffusion import RectifiedFlow, make_scheduler
     from mmdit.errors import Refused
     from mmdit.pipelines import output
     from mmdit.pipelines.loading import WEIGHTS, find_source, load_pipeline
@@ -71,6 +73,8 @@ def main(
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
+    if sampler is not None:
+        make_scheduler(sampler, RectifiedFlow())  # refuses one that does not fit
     if len(conditions) * count > MOST_CLIPS:
         raise Refused("too many clips", got=len(conditions) * count, expected=f"at most {MOST_CLIPS} at a time")
     height, width = _size(size) if size else (None, None)
@@ -88,13 +92,15 @@ def main(
     with _notes():
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
+        if sampler is not None:
+            pipeline.use_sampler(sampler)
         asked = zip((frames, height, width), pipeline.default_size(), strict=True)
         shape: Shape = tuple(default if value is None else value for value, default in asked)  # type: ignore[assignment]
         pipeline.latent_grid(*shape, clips=min(batch, len(conditions) * count))
         kind = kind or format or ("png" if shape[0] == 1 else "mp4")
         settings = Settings(seed, steps, guidance, precision, batch)
         jobs = [condition for condition in conditions for _ in range(count)]
-        _make(pipeline, jobs, shape, fps, settings, out, kind, _facts(found, pipeline))
+        _make(pipeline, jobs, shape, fps, settings, out, kind, _facts(found, pipeline, sampler))
     print(f"generated: {out}" + (f" ({len(jobs)} {kind} files and manifest.json)" if out.is_dir() else ""))
 
 
@@ -191,7 +197,7 @@ def _about(
     }
 
 
-def _facts(found: "Source", pipeline: "ClipPipeline") -> dict[str, Any]:
+def _facts(found: "Source", pipeline: "ClipPipeline", sampler: str | None) -> dict[str, Any]:
     """What all files of a call share: hashes of the weights, the config and the codec, and the sampler."""
     import mmdit
 
@@ -200,7 +206,7 @@ def _facts(found: "Source", pipeline: "ClipPipeline") -> dict[str, Any]:
         **found.origin,
         **(pipeline.config.origin or {}),
         "codec": pipeline.codec.fingerprint,
-        "sampler": type(pipeline.scheduler).__name__,
+        "sampler": sampler or type(pipeline.scheduler).__name__,
     }
 
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from mmdit import seeds
+from mmdit.diffusion import RectifiedFlow, samplers_for
 from mmdit.errors import Refused
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 
@@ -139,6 +140,25 @@ def test_generators_take_the_place_of_the_seed(pipeline: ClipPipeline) -> None:
 def test_the_noise_of_a_clip_is_its_own(pipeline: ClipPipeline) -> None:
     noise = pipeline._noise(range(2, 4), (3, 2, 4), 5, 10, None)
     assert torch.equal(noise[1], seeds.normal((4, 3, 2, 4), 5, "sample", 13))
+
+
+@pytest.mark.parametrize("name", samplers_for(RectifiedFlow()))
+def test_every_sampler_of_flow_makes_clips_that_do_not_see_their_batch(name: str) -> None:
+    pipeline = tiny.make_pipeline()
+    before = pipeline.scheduler.config.shift
+    pipeline.use_sampler(name)
+    config = pipeline.scheduler.config
+    assert (config.get("flow_shift") or config.get("shift")) == before
+    together = pipeline(["a red coat"] * 3, seed=5, num_inference_steps=3, output_type="latent").frames
+    alone = pipeline("a red coat", seed=5, first_index=1, num_inference_steps=3, output_type="latent").frames
+    assert together.isfinite().all()
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_a_sampler_that_is_not_for_flow_is_refused(pipeline: ClipPipeline) -> None:
+    for name in ("ddpm", "nonsense"):
+        with pytest.raises(Refused, match=name):
+            pipeline.use_sampler(name)
 
 
 @pytest.mark.parametrize(("labels", "text"), [(True, False), (False, True), (False, False)])
