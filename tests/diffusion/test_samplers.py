@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
 from mmdit.diffusion import (
@@ -193,6 +193,24 @@ def test_a_sample_does_not_depend_on_its_batch(process: Process, name: str) -> N
         for wrong in (None, generators(range(2), 7)):
             with pytest.raises(ValueError, match="3 generators wanted"):
                 sample(predict, noise, scheduler, 5, generators=wrong)
+
+
+@pytest.mark.parametrize(
+    "kind", [EulerDiscreteScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler], ids=lambda k: k.__name__
+)
+def test_other_schedulers_of_diffusers_work_too(kind: Any) -> None:
+    """Those that scale what they hold, and hand the network what it knows."""
+    process = GaussianDiffusion("linear", "epsilon", "fixed_small")
+    start_beta, end_beta = process.beta_range
+    scheduler = kind(beta_start=start_beta, beta_end=end_beta, beta_schedule="linear")
+    far = []
+    for steps in (3, 12, 48):
+        predict = partial(exact, process, MIXTURE)
+        out = [sample(predict, start(), scheduler, steps, generators=generators(range(8), 0)) for _ in range(2)]
+        assert torch.equal(*out)
+        far.append((out[0].flatten().sort().values - quantiles()).abs().mean().item())
+    assert far[0] > far[1] > far[2]
+    assert far[2] < 0.08
 
 
 def test_diffusers_ddim_only_where_it_is_right() -> None:
