@@ -90,7 +90,7 @@ def guided(predict_both: Predict, predict: Predict, guidance: float | Guidance, 
         if how.interval is not None and not inside.any():
             return predict(x_t, t)
         conditional, null = predict_both(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
-        count = x_t.shape[1] if how.channels is None else how.channels
+        count = min(how.channels or x_t.shape[1], x_t.shape[1])
         kept, moved = conditional[:, :count], null[:, :count]
         out = combine(kept, moved, x_t[:, :count], t)
         if how.rescale:

@@ -38,9 +38,10 @@ def sample(
     """
     _set_timesteps(scheduler, steps, noise.device)
     drawing = _drawing(scheduler, generators, len(noise))
-    x, finished = noise.float(), 0
+    x, finished = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0), 0
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for number, t in enumerate(scheduler.timesteps, start=1):
-        predicted = predict(x, t.expand(len(x))).float()
+        predicted = predict(scaled(x, t), t.expand(len(x))).float()
         if not _reads_variance(scheduler):
             predicted = predicted[:, : x.shape[1]]
         x = scheduler.step(predicted, t, x, return_dict=False, **drawing)[0]
@@ -73,7 +74,7 @@ def _set_timesteps(scheduler: Any, steps: int, device: torch.device) -> None:
     else:
         scheduler.set_timesteps(steps, device=device)
     gaps = -scheduler.timesteps.diff()
-    if len(gaps) and gaps.min() <= 0:
+    if getattr(scheduler, "order", 1) == 1 and len(gaps) and gaps.min() <= 0:
         raise Refused("more steps than there are timesteps", where=name, got=steps)
     if name == "DDIMScheduler" and len(gaps) and (gaps != config["num_train_timesteps"] // steps).any():
         # it takes every step for one of this length
@@ -100,7 +101,8 @@ def _set_flow_times(scheduler: Any, steps: int, device: torch.device) -> None:
 
 def _drawing(scheduler: Any, generators: Sequence[torch.Generator] | None, batch: int) -> dict[str, Any]:
     """What `step` is given besides, so that each sample draws from its own generator."""
-    if not draws_noise(scheduler):
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    if not takes or (generators is None and not draws_noise(scheduler)):
         return {}
     if generators is None or len(generators) != batch:
         raise ValueError(
@@ -111,7 +113,7 @@ def _drawing(scheduler: Any, generators: Sequence[torch.Generator] | None, batch
 
 
 def draws_noise(scheduler: Any) -> bool:
-    """Whether its steps are random, so that `sample` needs generators."""
+    """Whether the steps of a sampler of ours are random, so that `sample` needs generators."""
     config = getattr(scheduler, "config", {})
     return (
         type(scheduler).__name__ in ("DDPMScheduler", "FlowMatchEulerMaruyamaScheduler")

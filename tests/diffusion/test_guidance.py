@@ -45,10 +45,28 @@ T = torch.tensor([800.0, 500.0, 200.0])
 EVERYTHING = Guidance(3.0, 2, (100, 600), 0.7, Projection(0.3, 5.0, -0.5))
 
 
-@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_guidance_goes_past_the_conditional_and_costs_nothing_at_one() -> None:
+    calls = []
+
+    def both(x_t: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x_t))
+        assert torch.equal(x_t[:2], x_t[2:]) and torch.equal(t[:2], t[2:])
+        return torch.cat([torch.full_like(x_t[:2], 3.0), torch.full_like(x_t[2:], 1.0)])
+
+    def alone(x_t: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x_t))
+        return torch.full_like(x_t, 3.0)
+
+    x, t = torch.randn(2, 1, 1, 2, 2), torch.tensor([10.0, 20.0])
+    for scale, expected in ((2.0, 5.0), (0.5, 2.0), (0.0, 1.0), (1.0, 3.0)):
+        assert guided(both, alone, scale)(x, t).unique().tolist() == [expected]
+    assert calls == [4, 4, 4, 2]
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 9])
 def test_the_channels_asked_for_are_guided_and_a_learned_variance_never(channels: int | None) -> None:
     net = Network()
-    out, count = net.guided(Guidance(4.0, channels)), channels or 4
+    out, count = net.guided(Guidance(4.0, channels)), min(channels or 4, 4)
     expected = net.null + 4 * (net.conditional - net.null)
     torch.testing.assert_close(out[:, :count], expected[:, :count])
     assert torch.equal(out[:, count:], net.conditional[:, count:])

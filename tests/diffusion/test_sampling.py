@@ -1,13 +1,42 @@
-"""Sampling and guidance on problems with a known answer."""
+"""The sampling loop: where it asks, what it hands on, and what it refuses."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from mmdit.diffusion import guided, sample
+from mmdit.diffusion import SAMPLERS, GaussianDiffusion, RectifiedFlow, make_scheduler, sample, samplers_for
+from mmdit.diffusion.gaussian import BETAS
+from mmdit.diffusion.samplers import Process
+from mmdit.diffusion.sampling import respaced
+from mmdit.errors import Refused
+from mmdit.seeds import generators
 
 MEAN, STD = 1.5, 0.5
+FLOW, PAPER = RectifiedFlow(), GaussianDiffusion()
+PAIRS = [(process, name) for process in (FLOW, PAPER) for name in samplers_for(process)]
+NOISE = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def title(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, Process) else str(value)
+
+
+def half(process: Process, other: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network that knows little: half of what it is given, and `other` where it learned a variance."""
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        out = x_t / 2
+        return torch.cat([out, torch.full_like(out, other)], 1) if process is PAPER else out
+
+    return predict
 
 
 def velocity(x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -57,19 +86,83 @@ def test_the_steps_are_even_and_the_last_one_counts() -> None:
     torch.testing.assert_close(out, torch.full_like(out, -3.0))  # all the way from 1 to 0
 
 
-def test_guidance_goes_past_the_conditional_and_costs_nothing_at_one() -> None:
-    calls = []
+@pytest.mark.parametrize("name", samplers_for(FLOW))
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_asks_at_even_times_of_one_shift_and_every_step_counts(name: str, steps: int, shift: float) -> None:
+    asked: list[float] = []
+    told: list[int] = []
 
-    def both(x_t: Tensor, t: Tensor) -> Tensor:
-        calls.append(len(x_t))
-        assert torch.equal(x_t[:2], x_t[2:]) and torch.equal(t[:2], t[2:])
-        return torch.cat([torch.full_like(x_t[:2], 3.0), torch.full_like(x_t[2:], 1.0)])
-
-    def alone(x_t: Tensor, t: Tensor) -> Tensor:
-        calls.append(len(x_t))
+    def predict(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        asked.append(timesteps[0].item())
         return torch.full_like(x_t, 3.0)
 
-    x, t = torch.randn(2, 1, 1, 2, 2), torch.tensor([10.0, 20.0])
-    for scale, expected in ((2.0, 5.0), (0.5, 2.0), (0.0, 1.0), (1.0, 3.0)):
-        assert guided(both, alone, scale)(x, t).unique().tolist() == [expected]
-    assert calls == [4, 4, 4, 2]
+    options: dict[str, Any] = {"generators": generators([0], 0), "after_step": told.append}
+    out = sample(
+        predict, torch.zeros(1, 1, 1, 2, 2), make_scheduler(name, RectifiedFlow(shift=shift)), steps, **options
+    )
+    t = [1 - i / steps for i in range(steps)]
+    shifted = [1000 * shift * t / (1 + (shift - 1) * t) for t in t]
+    assert sorted(set(asked), reverse=True) == pytest.approx(shifted, abs=2e-3)
+    assert len(asked) == (2 * steps - 1 if name == "heun" else steps)
+    assert told == list(range(1, steps + 1))
+    if SAMPLERS[name].order is not None or steps == 1:  # the last step draws no noise
+        torch.testing.assert_close(out, torch.full_like(out, -3.0), atol=1e-4, rtol=0)  # all the way from 1 to 0
+
+
+@pytest.mark.parametrize(
+    "process", [GaussianDiffusion(betas, "v", zero_terminal_snr=zero) for betas in BETAS for zero in (False, True)]
+)
+def test_the_schedulers_betas_are_the_process_s(process: GaussianDiffusion) -> None:
+    theirs = make_scheduler("ddpm", process).alphas_cumprod.double()
+    torch.testing.assert_close(theirs, process.alpha_bar, atol=1e-6, rtol=2e-3)
+
+
+def test_the_published_step_lists() -> None:
+    assert respaced(10) == list(range(999, -1, -111))
+    assert respaced(25)[-5:] == [166, 125, 83, 42, 0]
+    steps = respaced(250)
+    assert (len(steps), steps[0], steps[-1]) == (250, 999, 0)
+    assert {a - b for a, b in pairwise(steps)} == {4, 5}
+    assert respaced(1000) == list(range(999, -1, -1))
+    assert respaced(1) == [999]
+
+
+@pytest.mark.parametrize(("process", "name"), PAIRS, ids=title)
+def test_a_saved_scheduler_samples_the_same(process: Process, name: str, tmp_path: Path) -> None:
+    scheduler = make_scheduler(name, process)
+    scheduler.save_pretrained(tmp_path)
+    out = [
+        sample(half(process), NOISE[:2], used, 4, generators=generators(range(2), 0))
+        for used in (scheduler, type(scheduler).from_pretrained(tmp_path))
+    ]
+    assert torch.equal(*out)
+
+
+@pytest.mark.parametrize("process", [FLOW, PAPER], ids=title)
+def test_what_does_not_fit_is_refused_by_name(process: Process) -> None:
+    fits = samplers_for(process)
+    for name in SAMPLERS.keys() - set(fits):
+        with pytest.raises(Refused, match=f"sampler {re.escape(name)} does not fit.*{re.escape(' or '.join(fits))}"):
+            make_scheduler(name, process)
+    with pytest.raises(Refused, match=f"unknown sampler, got 'plms', expected {re.escape(' or '.join(fits))}"):
+        make_scheduler("plms", process)
+
+
+@pytest.mark.parametrize(("process", "name"), PAIRS, ids=title)
+def test_steps_that_cannot_be_are_refused(process: Process, name: str) -> None:
+    run = partial(sample, half(process), NOISE[:1], make_scheduler(name, process))
+    least = 2 if name == "ddpm" else 1
+    for steps in (0, least - 1, *([2000] if isinstance(process, GaussianDiffusion) else [])):
+        with pytest.raises(ValueError):
+            run(steps, generators=generators([0], 0))
+    assert run(least, generators=generators([0], 0)).isfinite().all()
+
+
+def test_a_network_that_learned_its_variance_changes_nothing_elsewhere() -> None:
+    for name in samplers_for(PAPER):
+        low, high = (
+            sample(half(PAPER, other), NOISE, make_scheduler(name, PAPER), 5, generators=generators(range(3), 0))
+            for other in (-1.0, 1.0)
+        )
+        assert torch.equal(low, high) == (name != "ddpm")
