@@ -52,8 +52,9 @@ class Block(nn.Module):
             self.time_attn = Attention(config)
             if config.conditioning in ("adaln-zero", "adaln"):
                 self.time_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, self.chunks * width))
-        rows = (2 + self.has_second_time) * self.chunks
-        self.modulation_table = nn.Parameter(torch.zeros(rows, width)) if config.conditioning == "shared-adaln" else None
+        self.modulation_table: nn.Parameter | None = None
+        if config.conditioning == "shared-adaln":
+            self.modulation_table = nn.Parameter(torch.zeros((2 + self.has_second_time) * self.chunks, width))
         if not self.chunks:
             self.attn_norm, self.mlp_norm = Norm(width, config.norm), Norm(width, config.norm)
             self.time_norm = Norm(width, config.norm) if self.has_second_time else None
@@ -61,8 +62,8 @@ class Block(nn.Module):
             self.cross_attn, self.cross_norm = CrossAttention(config), Norm(width, config.norm)
 
     def forward(self, x: Tensor, told: Told, positions: Positions) -> Tensor:
-        # x (B, f, S, D)
-        has_time = self.has_second_time and x.shape[1] > 1  # one frame has no time: a video network is its image network
+        # x (B, f, S, D); one frame has no time, so that a video network is its image network there
+        has_time = self.has_second_time and x.shape[1] > 1
         attn, mlp, time = self._modulations(told.vector, has_time)
         y = self._enter(x, attn, "attn_norm")
         x = _leave(x, _attend(self.attn, self.parts[0], y, told, positions), attn)
@@ -108,7 +109,7 @@ class FinalLayer(nn.Module):
             self.out_norm = Norm(width, config.norm)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        # condition (B, 1 or f, 1, D): silu(condition), for shared adaLN the condition itself
+        # condition (B, 1 or f, 1, D): after silu, but for shared adaLN
         if condition is None:
             return self.linear(self.out_norm(x))
         if self.modulation_table is not None:

@@ -8,7 +8,6 @@ Sources: arXiv 2212.09748 (the image network, block designs); 2401.03048 (altern
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
@@ -20,9 +19,9 @@ from mmdit.models.block import LAYOUTS, Block, FinalLayer
 from mmdit.models.checks import check_config, check_given, check_latents, check_timesteps
 from mmdit.models.embeddings import LabelEmbedder, PatchEmbedder, TextEmbedder, TimestepEmbedder
 from mmdit.models.initialize import initialize
-from mmdit.models.positions import GRIDS_KEPT, PositionMaker, Positions, Triple
+from mmdit.models.positions import PositionMaker, Triple
 from mmdit.models.sublayers import BlockConfig
-from mmdit.models.told import Told, as_tokens, join
+from mmdit.models.told import tell
 
 
 class DiT(ModelMixin, ConfigMixin):
@@ -34,8 +33,8 @@ class DiT(ModelMixin, ConfigMixin):
         in_channels, out_channels: of the latents; None means in_channels, twice as many predict a variance as well.
         hidden_size, depth, num_heads, mlp_ratio: the size of the network.
         layout: which attentions each block has: "space", "factorized", "alternating" or "joint".
-        conditioning: how timestep, labels, pooled text and scalars enter: "adaln-zero", "adaln" or "shared-adaln" (their
-            sum modulates), "cross-attention" or "in-context" (each is a token).
+        conditioning: how timestep, labels, pooled text and scalars enter: "adaln-zero", "adaln" or "shared-adaln"
+            (their sum modulates), "cross-attention" or "in-context" (each is a token).
         num_classes: number of labels; 0 for none. The null label is `num_classes`.
         text_dim: width of the pooled text; 0 for none.
         text_token_dim: width of the text tokens; 0 for none.
@@ -91,12 +90,13 @@ class DiT(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(shared, rows[i % len(rows)]) for i in range(depth))
         self.shared_modulation: nn.Module | None = None
         if conditioning == "shared-adaln":
-            self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, self.blocks[0].modulation_table.numel()))
+            values = self.blocks[0].modulation_table.numel()
+            self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, values))
         patch_volume = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(shared, patch_volume * self.out_channels)
         trained = tuple(n / p for n, p in zip(sample_size, patch_size, strict=True)) if interpolate else None
-        self.make_positions = PositionMaker(positions, hidden_size, hidden_size // num_heads, layout == "joint", trained)
-        self._tables: dict[tuple[Triple, torch.device], Positions] = {}
+        head_dim, joint = hidden_size // num_heads, layout == "joint"
+        self.make_positions = PositionMaker(positions, hidden_size, head_dim, joint, trained)
         self.checkpoint_every = 0
         initialize(self, conditioning)
 
@@ -128,11 +128,16 @@ class DiT(ModelMixin, ConfigMixin):
         grid = check_latents(latents, self.config.in_channels, self.patch_size)
         check_timesteps(timesteps, latents.shape, grid)
         check_given(self, labels=labels, text=text, text_tokens=text_tokens, text_mask=text_mask, scalars=scalars)
-        positions = self._positions(grid, latents.device)
+        positions = self.make_positions(grid, latents.device)
         x = self.x_embedder(latents)  # (B, f, S, D)
         x = x if positions.added is None else x + positions.added.to(x.dtype)
         vectors = self._vectors(timesteps, grid, labels, text, scalars or {})  # each (B, 1 or f, D)
-        x, told, condition = self._tell(x, vectors, text_tokens, text_mask)  # (B, f, n+M+S, D)
+        tokens = self.token_embedder(text_tokens)[:, None] if self.token_embedder is not None else None  # (B, 1, M, D)
+        by, tokens_by = self.config.conditioning, self.config.text_tokens_by
+        x, told = tell(x, vectors, tokens, text_mask, by=by, tokens_by=tokens_by)  # (B, f, n+M+S, D)
+        vector = told.vector  # (B, 1 or f, 1, D)
+        if self.shared_modulation is not None:
+            told = told._replace(vector=self.shared_modulation(vector))  # (B, 1 or f, 1, 6D or 9D)
         beside = x.shape[2] - grid[1] * grid[2]  # n+M
         positions = positions.beside(beside, grid[0])
         for index, block in enumerate(self.blocks):
@@ -142,7 +147,7 @@ class DiT(ModelMixin, ConfigMixin):
                 x = checkpoint(block, x, told, positions, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, told, positions)  # (B, f, n+M+S, D)
-        x = self.final_layer(x[:, :, beside:], condition)  # (B, f, S, pt*ph*pw*C)
+        x = self.final_layer(x[:, :, beside:], vector)  # (B, f, S, pt*ph*pw*C)
         pt, ph, pw = self.patch_size
         return rearrange(
             x, "b f (h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)", h=grid[1], w=grid[2], pt=pt, ph=ph, pw=pw
@@ -167,44 +172,6 @@ class DiT(ModelMixin, ConfigMixin):
         if self.text_embedder is not None:
             vectors.append(self.text_embedder(text)[:, None])
         return vectors + [embedder(scalars[name])[:, None] for name, embedder in self.scalar_embedders.items()]
-
-    def _tell(
-        self, x: Tensor, vectors: list[Tensor], text_tokens: Tensor | None, text_mask: Tensor | None
-    ) -> tuple[Tensor, Told, Tensor | None]:
-        """Puts what is in context before the tokens of each frame (B, f, S, D).
-
-        Returns:
-            The tokens, what the blocks are told, and what the last layer is told.
-        """
-        by = self.config.conditioning
-        sequences: dict[str, list[tuple[Tensor, Tensor | None]]] = {"cross-attention": [], "in-context": []}
-        if by in sequences:
-            sequences[by].append((as_tokens(vectors), None))
-        if self.token_embedder is not None:
-            tokens = self.token_embedder(text_tokens)[:, None]  # (B, 1, M, D)
-            if text_mask is not None:  # a prompt of padding only is then the same whatever its length
-                tokens = tokens.masked_fill(~text_mask[:, None, :, None], 0)
-            sequences[self.config.text_tokens_by].append((tokens, text_mask))
-        crossed = join(*sequences["cross-attention"]) if sequences["cross-attention"] else (None, None)
-        x, space_mask = join(*sequences["in-context"], (x, None)) if sequences["in-context"] else (x, None)
-        if by in sequences:
-            return x, Told(None, *crossed, space_mask), None
-        condition = sum(vectors[1:], vectors[0])[:, :, None]  # (B, 1 or f, 1, D): broadcast over the tokens
-        vector = F.silu(condition)
-        if self.shared_modulation is not None:
-            return x, Told(self.shared_modulation[1](vector), *crossed, space_mask), condition
-        return x, Told(vector, *crossed, space_mask), vector
-
-    def _positions(self, grid: Triple, device: torch.device) -> Positions:
-        """The tables of a grid: kept, but for a compiled network, which makes them in its graph for any grid."""
-        if torch.compiler.is_compiling():
-            return self.make_positions(grid, device)
-        if (grid, device) not in self._tables:
-            if len(self._tables) >= GRIDS_KEPT:
-                self._tables.clear()
-            with torch.inference_mode(False):  # training may use the tables that sampling made
-                self._tables[grid, device] = self.make_positions(grid, device)
-        return self._tables[grid, device]
 
     def enable_gradient_checkpointing(self, every: int = 1) -> None:
         """In training, keeps only the input of every n-th block and computes the block again in the backward pass."""

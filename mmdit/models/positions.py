@@ -4,7 +4,6 @@ Both are made from the coordinates of the tokens, so that any grid works at call
 Shapes: (f, h, w) token grid, S = h * w tokens a frame, N tokens, D width, d head size.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,22 +38,35 @@ class Positions(NamedTuple):
         return self._replace(space=_with_unturned(self.space, count), joint=joint)
 
 
-@dataclass(frozen=True)
 class PositionMaker:
-    """Makes the tables of any token grid.
+    """Makes the tables of any token grid, and keeps those of the last few grids.
 
-    `kind` is "sincos" or "rotary"; `joint` puts the time into the table that enters first; `trained` is the token grid
-    that coordinates are scaled to, or None for coordinates 0, 1, 2, ...
+    Args:
+        kind: "sincos" or "rotary".
+        joint: whether the time goes into the table that enters first.
+        trained: the token grid that coordinates are scaled to, or None for coordinates 0, 1, 2, ...
     """
 
-    kind: str
-    width: int
-    head_dim: int
-    joint: bool
-    trained: tuple[float, ...] | None
+    def __init__(self, kind: str, width: int, head_dim: int, joint: bool, trained: tuple[float, ...] | None) -> None:
+        self.kind = kind
+        self.width = width
+        self.head_dim = head_dim
+        self.joint = joint
+        self.trained = trained
+        self._kept: dict[tuple[Triple, torch.device], Positions] = {}
 
     def __call__(self, grid: Triple, device: torch.device) -> Positions:
         """The tables of a token grid (f, h, w), on `device`."""
+        if torch.compiler.is_compiling():  # part of the graph, so that one graph serves any grid
+            return self._make(grid, device)
+        if (grid, device) not in self._kept:
+            if len(self._kept) >= GRIDS_KEPT:
+                self._kept.clear()
+            with torch.inference_mode(False):  # training may use tables that sampling made
+                self._kept[grid, device] = self._make(grid, device)
+        return self._kept[grid, device]
+
+    def _make(self, grid: Triple, device: torch.device) -> Positions:
         on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         f, h, w = (self._coordinates(grid, axis, on) for axis in range(3))
         if self.kind == "rotary":
