@@ -229,7 +229,7 @@ def check_options(source: str, model: DiT) -> None:
     form, config = FORMATS[source], model.config
     check_depth(source, config["depth"])
     paper = {name: p.default for name, p in inspect.signature(DiT.__init__).parameters.items() if name not in SIZES}
-    wrong = {k: v for k, v in config.items() if k in paper and v != paper[k]}
+    wrong = {k: v for k, v in config.items() if k in paper and (tuple(v) if isinstance(v, list) else v) != paper[k]}
     if config["layout"] != form.layout:
         wrong["layout"], paper["layout"] = config["layout"], form.layout
     if config["patch_size"][0] != 1:
