@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mmdit.errors import Refused
 from mmdit.models import convert_formats as formats
+from mmdit.models.checks import token_grid
 from mmdit.models.convert_formats import FORMATS, OURS
 from mmdit.models.dit import DiT
-from mmdit.models.embeddings import Triple
+from mmdit.models.positions import Triple
 from mmdit.models.presets import SIZES
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def inflate(image_model: DiT, frames: int, layout: str = "factorized") -> DiT:
     """A video network that starts as `image_model` on each frame.
 
     Layout "factorized" puts a time sub-layer into each block, "alternating" a time block after each block; both start
-    with a gate of zero. The same image network always gives the same weights.
+    as nothing. The same image network always gives the same weights.
 
     Args:
         image_model: layout "space".
@@ -130,15 +131,16 @@ def inflate(image_model: DiT, frames: int, layout: str = "factorized") -> DiT:
     config = {name: value for name, value in image_model.config.items() if not name.startswith("_")}
     if config["layout"] != "space":
         raise Refused("only an image network can be inflated", got=f"layout {config['layout']}", expected="space")
-    if layout != "factorized" and (layout, config["positions"]) != ("alternating", "rotary"):
+    kind = (layout, config["positions"], config["conditioning"])
+    if layout != "factorized" and kind != ("alternating", "rotary", "adaln-zero"):
         raise Refused(
             "this layout cannot start as the image network",
-            got=f"{layout} with {config['positions']} positions",
-            expected="factorized, or alternating with rotary positions",
+            got=f"{layout} with {config['positions']} positions and {config['conditioning']}",
+            expected="factorized, or alternating with rotary positions and adaln-zero",
         )
     if frames < 1:
         raise Refused("too few frames", got=frames, expected="1 or more")
-    image_model.token_grid((frames, *config["sample_size"][1:]))
+    token_grid((frames, *config["sample_size"][1:]), image_model.patch_size)
     stride = 2 if layout == "alternating" else 1
     config |= {"layout": layout, "sample_size": (frames, *config["sample_size"][1:]), "depth": stride * config["depth"]}
     with torch.random.fork_rng(devices=[]):
@@ -148,7 +150,9 @@ def inflate(image_model: DiT, frames: int, layout: str = "factorized") -> DiT:
         re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{stride * int(found[1])}", name): value
         for name, value in image_model.state_dict().items()
     }
-    model.load_state_dict(model.state_dict() | state)
+    start = model.state_dict()
+    for name, value in state.items():  # of shared adaLN, the rows of the new sub-layer come last and stay zero
+        start[name][: len(value)] = value
     return model.train(image_model.training)
 
 
@@ -192,7 +196,6 @@ def _build(source: str, state_dict: State, sample_size: Triple, num_heads: int |
     with torch.device("meta"):  # nothing is allocated before everything fits
         expected = DiT(**config)
     formats.check_shapes(weights, formats.outward(source, expected.state_dict()))
-    expected.token_grid(sample_size)
     computed = formats.tables(source, sample_size, sizes["patch_size"], width)
     formats.check_tables(source, tables, computed)
     precisions = {value.dtype for value in weights.values()}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import Refused
+from mmdit.models.checks import token_grid
 from mmdit.models.dit import DiT
-from mmdit.models.embeddings import Triple, sincos_1d, sincos_2d
+from mmdit.models.positions import PositionMaker, Triple
 
 SHOWN = 4  # names in a refusal
 TABLE_TOLERANCE = 1e-5  # what two ways of computing a float32 table may differ by
@@ -134,10 +135,12 @@ def _names(source: str, name: str, depth: int) -> tuple[list[str], bool]:
 
 
 def tables(source: str, sample_size: Triple, patch_size: Triple, width: int) -> dict[str, Tensor]:
-    """The position tables of the format as the network computes them, float32."""
-    f, h, w = (n // p for n, p in zip(sample_size, patch_size, strict=True))
-    space = sincos_2d(h, w, width)[None]  # (1, S, D)
-    time = sincos_1d(torch.arange(f), width).float()[None]  # (1, f, D)
+    """The position tables of the format as the network computes them, float32; Refused for an impossible grid."""
+    made = PositionMaker("sincos", width, width, joint=False, trained=None)(
+        token_grid(sample_size, patch_size), torch.device("cpu")
+    )
+    assert made.added is not None and made.added_over_time is not None  # "sincos" makes both
+    space, time = made.added, made.added_over_time.transpose(0, 1)  # (1, S, D), (1, f, D)
     return dict(zip(FORMATS[source].tables, (space, time), strict=False))
 
 

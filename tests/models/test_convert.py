@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from mmdit.errors import Refused
 from mmdit.models import DiT, from_diffusers, from_dit, from_latte, inflate, to_diffusers, to_dit
+from mmdit.models.block import CONDITIONINGS
 from mmdit.models.convert import HEADS, recognise, sample_size_of
 from mmdit.models.convert_formats import FORMATS
 
@@ -278,6 +279,23 @@ def test_an_inflated_network_is_the_image_network_on_each_frame(layout: str, pos
     fill(video)  # the frames do see each other, once the gates open
     changed = video(x, t, **values)[:, :, 0] - video(x + torch.tensor([0, 1, 1.0])[:, None, None], t, **values)[:, :, 0]
     assert changed.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("options", [{}, {"text_token_dim": 3}, {"text_token_dim": 3, "text_tokens_by": "in-context"}])
+@torch.no_grad()
+def test_every_block_design_inflates(conditioning: str, options: dict[str, Any]) -> None:
+    start = image(conditioning=conditioning, **options)
+    video = inflate(start, 3)
+    random = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 4, 3, 8, 8, generator=random), torch.tensor([3, 900])
+    values = {"labels": torch.tensor([5, 2])} | ({"text_tokens": torch.randn(2, 4, 3)} if options else {})
+    frames = [start(x[:, :, i : i + 1], t, **values) for i in range(3)]
+    torch.testing.assert_close(video(x, t, **values), torch.cat(frames, dim=2), atol=1e-5, rtol=1e-5)
+    assert torch.equal(video(x[:, :, :1], t, **values), frames[0])
+    if conditioning != "adaln-zero":
+        with pytest.raises(Refused, match=f"conditioning {conditioning}"):
+            to_dit(start)
 
 
 def test_inflating_repeats_and_leaves_the_random_stream_alone() -> None:
