@@ -136,9 +136,8 @@ def _names(source: str, name: str, depth: int) -> tuple[list[str], bool]:
 
 def tables(source: str, sample_size: Triple, patch_size: Triple, width: int) -> dict[str, Tensor]:
     """The position tables of the format as the network computes them, float32; Refused for an impossible grid."""
-    made = PositionMaker("sincos", width, width, joint=False, trained=None)(
-        token_grid(sample_size, patch_size), torch.device("cpu")
-    )
+    make = PositionMaker("sincos", width, width, joint=False, trained=None)
+    made = make(token_grid(sample_size, patch_size), torch.device("cpu"))
     assert made.added is not None and made.added_over_time is not None  # "sincos" makes both
     space, time = made.added, made.added_over_time.transpose(0, 1)  # (1, S, D), (1, f, D)
     return dict(zip(FORMATS[source].tables, (space, time), strict=False))
@@ -195,11 +194,8 @@ def read_sizes(source: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     ratio = ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
     classes = state[form.labels].shape[0] - 1 if form.labels in state else 0
     if outputs % (ph * pw) or (form.labels in state and classes < 1):
-        raise Refused(
-            "the shapes fit no network",
-            got=f"{outputs} outputs for patches of {ph} x {pw}, {classes} classes and the null label",
-            expected="outputs that divide by the patch, and at least one class",
-        )
+        got = f"{outputs} outputs for patches of {ph} x {pw}, {classes} classes and the null label"
+        raise Refused("the shapes fit no network", got=got, expected="outputs that divide by the patch, and a class")
     return {
         "patch_size": (1, ph, pw),
         "in_channels": channels,
