@@ -121,6 +121,7 @@ def test_our_network_as_diffusers_class() -> None:
     state, config = to_diffusers(model)
     other = DiTTransformer2DModel(**config)
     other.load_state_dict(state)
+    assert other.transformer_blocks[0].norm3.eps == 1e-6  # not the class's own
     ours, expected = outputs(model, papers_frequencies(other), 8)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
