@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "encode": Verb("mmdit.tools.encode", "encode a folder of videos into a latent store"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
+    "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
     "train-codec": Verb("mmdit.tools.train_codec", "train the small video codec that comes with mmdit"),
     "train-probe": Verb("mmdit.tools.train_probe", "train the network that scores the generated clips"),
 }

@@ -21,17 +21,20 @@ BACKENDS = ("auto", "math", "sdpa", "xformers")
 # Fused kernels put the batch on a grid axis of the GPU that ends here.
 LARGEST_FUSED_BATCH = 65_535
 
-# On a CPU the fused backward is several times slower than plain softmax for short sequences, and the plain form holds
-# all N x N weights, so it serves up to this many tokens only.
-LONGEST_PLAIN_SEQUENCE = 256
+# On a CPU the fused backward is slower than plain softmax for short sequences, several times so in half precision; the
+# plain form holds all N x N weights, so it serves up to this many tokens only.
+LONGEST_PLAIN = 256
+LONGEST_PLAIN_HALF = 512
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
     """softmax(q k^T / sqrt(D)) v.
 
     Args:
         q, k, v: (B..., N, H, D) with equal leading axes; k and v may have another number of tokens than q.
-        backend: one of BACKENDS; "auto" chooses by device and number of tokens.
+        mask: (B..., N) bool, which of the keys are there; axes of size 1 stand for all. A row without any key gets the
+            mean over all of them. With a mask, "xformers" hands over to "sdpa": its own form wants padded memory.
+        backend: one of BACKENDS; "auto" chooses by device, precision and number of tokens.
 
     Returns:
         (B..., N, H, D)
@@ -40,30 +43,42 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
         Refused: the backend is unknown, or cannot run here.
     """
     if backend == "auto":
-        backend = choose_backend(q.device.type, max(q.shape[-3], k.shape[-3]))
+        backend = choose_backend(q.device.type, q.dtype, max(q.shape[-3], k.shape[-3]))
+    bias = None if mask is None else _bias(mask, q.dtype)  # (B..., 1, 1, N)
     if backend == "math":
-        return _math(q, k, v)
+        return _math(q, k, v, bias)
     fused = fused_backend(backend, q.device.type)
+    if bias is not None:
+        fused = _sdpa
+        bias = bias.expand(*q.shape[:-3], *bias.shape[-3:])
     lead = q.shape[:-3]
-    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    chunks = zip(*(x.split(LARGEST_FUSED_BATCH) for x in (q, k, v)), strict=True)
-    out = torch.cat([fused(*chunk) for chunk in chunks]) if len(q) > LARGEST_FUSED_BATCH else fused(q, k, v)
+    inputs = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v, bias) if x is not None]
+    if len(inputs[0]) <= LARGEST_FUSED_BATCH:
+        out = fused(*inputs)
+    else:
+        chunks = zip(*(x.split(LARGEST_FUSED_BATCH) for x in inputs), strict=True)
+        out = torch.cat([fused(*chunk) for chunk in chunks])
     return out.reshape(*lead, *out.shape[-3:])
 
 
-@functools.cache
-def choose_backend(device: str, tokens: int) -> str:
-    """The backend that "auto" stands for; said once in the log for each device and number of tokens."""
+def choose_backend(device: str, dtype: torch.dtype, tokens: int) -> str:
+    """The backend that "auto" stands for; each choice is said once in the log."""
     if device == "cpu":
-        name = "math" if tokens <= LONGEST_PLAIN_SEQUENCE else "sdpa"
+        half = dtype in (torch.bfloat16, torch.float16)
+        name = "math" if tokens <= (LONGEST_PLAIN_HALF if half else LONGEST_PLAIN) else "sdpa"
     else:
         name = "xformers" if device == "cuda" and _xformers() is not None else "sdpa"
-    log.info("attention over %d tokens on %s: %s", tokens, device, name)
+    if not torch.compiler.is_compiling():  # a log line would break the compiled graph
+        _say(device, dtype, name)
     return name
 
 
 @functools.cache
-def fused_backend(name: str, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _say(device: str, dtype: torch.dtype, name: str) -> None:
+    log.info("attention on %s in %s: %s", device, str(dtype).removeprefix("torch."), name)
+
+
+def fused_backend(name: str, device: str) -> Callable[..., Tensor]:
     """The function of a fused backend by name; Refused where it cannot run."""
     if name == "sdpa":
         return _sdpa
@@ -80,15 +95,22 @@ def fused_backend(name: str, device: str) -> Callable[[Tensor, Tensor, Tensor], 
     return _xformers_attention
 
 
-def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Added to the scores: 0 where a key is there, else so low that its weight is exactly 0; (B..., 1, 1, N)."""
+    lowest = torch.finfo(dtype).min / 2  # finite: a row of nothing but -inf would be NaN
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)[..., None, None, :]
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B..., H, N, D)
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B..., H, N, N)
+    weights = weights if bias is None else weights + bias
     return (weights.softmax(dim=-1).to(v.dtype) @ v).transpose(-3, -2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, N, D)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
 def _xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
-"""A block: a list of sub-layers, each one modulated by the condition (adaLN-Zero).
+"""A block: a list of sub-layers, and the ways in which a condition enters them.
 
-Shapes: B batch, f token frames, S tokens a frame, D width, H heads. Tokens are (B, f, S, D) throughout.
-The modulation is (B, 1, 1, D), or (B, f, 1, D) where each frame has a timestep of its own.
+Shapes: B batch, f token frames, S tokens a frame, M text tokens, D width. Tokens are (B, f, S, D) throughout. What is
+told to all tokens of a sample is (B, 1, 1, D), or (B, f, 1, D) where each frame has a timestep of its own.
+Sources: arXiv 2212.09748 (adaLN-Zero, adaLN, cross-attention, in-context); 2310.00426 (shared adaLN, "adaLN-single").
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdit.models.attention import attention
-from mmdit.models.embeddings import rotate
+from mmdit.models.positions import Positions
+from mmdit.models.sublayers import Attention, BlockConfig, CrossAttention, Mlp, Norm, SwiGLU, normalize
+from mmdit.models.told import Told
 
 # What each block of a layout is made of; a layout of two rows alternates between them.
 LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -22,159 +22,127 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "joint": (("joint", "mlp"),),
 }
 
+# How the condition enters, and into how many vectors of width D a modulated sub-layer turns it: shift, scale and gate.
+CONDITIONINGS = {"adaln-zero": 3, "adaln": 2, "shared-adaln": 3, "cross-attention": 0, "in-context": 0}
+
 
 class Modulation(NamedTuple):
     """What adaLN does to one sub-layer; each (B, 1 or f, 1, D)."""
 
     shift: Tensor
     scale: Tensor
-    gate: Tensor
-
-
-class Positions(NamedTuple):
-    """Rotary tables of the three kinds of attention, and the sin-cos time table (f, D); None where not used."""
-
-    space: Tensor | None
-    time: Tensor | None
-    joint: Tensor | None
-    time_table: Tensor | None
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """What all blocks of a network share; the options are described in `DiT`."""
-
-    hidden_size: int
-    num_heads: int
-    mlp_ratio: float
-    mlp: str
-    norm: str
-    qk_norm: bool
-    attention_backend: str
+    gate: Tensor | None = None
 
 
 class Block(nn.Module):
-    """x = x + gate * sublayer(modulate(norm(x))) for each of `parts`."""
+    """x = x + gate * sublayer(modulate(norm(x))) for each of `parts`; without modulation, the norm has weights."""
 
     def __init__(self, config: BlockConfig, parts: tuple[str, ...]) -> None:
         super().__init__()
         self.parts = parts
         self.norm = config.norm
+        self.chunks = CONDITIONINGS[config.conditioning]
+        self.has_second_time = "time" in parts[1:]
         width = config.hidden_size
         self.attn = Attention(config)
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else Mlp(config)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        if parts == ("space", "time", "mlp"):
+        if config.conditioning in ("adaln-zero", "adaln"):
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * self.chunks * width))
+        if self.has_second_time:
             self.time_attn = Attention(config)
-            self.time_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+            if config.conditioning in ("adaln-zero", "adaln"):
+                self.time_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, self.chunks * width))
+        self.modulation_table: nn.Parameter | None = None
+        if config.conditioning == "shared-adaln":
+            self.modulation_table = nn.Parameter(torch.zeros((2 + self.has_second_time) * self.chunks, width))
+        if not self.chunks:
+            self.attn_norm, self.mlp_norm = Norm(width, config.norm), Norm(width, config.norm)
+            self.time_norm = Norm(width, config.norm) if self.has_second_time else None
+        if "cross" in parts:
+            self.cross_attn, self.cross_norm = CrossAttention(config), Norm(width, config.norm)
 
-    def forward(self, x: Tensor, condition: Tensor, positions: Positions) -> Tensor:
-        # x (B, f, S, D), condition (B, 1 or f, 1, D)
-        first, mlp = _modulations(self.adaLN_modulation, condition, 2)
-        if self.parts[0] == "space":
-            x = x + first.gate * self.attn(self._enter(x, first), positions.space)
-        elif self.parts[0] == "time":
-            x = x + first.gate * _over_time(self.attn, self._enter(x, first), positions.time)
+    def forward(self, x: Tensor, told: Told, positions: Positions) -> Tensor:
+        # x (B, f, S, D); one frame has no time, so that a video network is its image network there
+        has_time = self.has_second_time and x.shape[1] > 1
+        attn, mlp, time = self._modulations(told.vector, has_time)
+        y = self._enter(x, attn, "attn_norm")
+        x = _leave(x, _attend(self.attn, self.parts[0], y, told, positions), attn)
+        if has_time:
+            with_time = x if positions.added_over_time is None else x + positions.added_over_time.to(x.dtype)
+            y = self._enter(with_time, time, "time_norm")
+            x = _leave(x, _attend(self.time_attn, "time", y, told, positions), time)
+        if "cross" in self.parts and told.tokens is not None:
+            x = x + _attend_to_told(self.cross_attn, self.cross_norm(x), told.tokens, told.mask)
+        return _leave(x, self.mlp(self._enter(x, mlp, "mlp_norm")), mlp)
+
+    def _modulations(self, vector: Tensor | None, has_time: bool) -> tuple[Modulation | None, ...]:
+        """Of the first attention, the MLP and the second time attention; None where the norms have weights instead."""
+        if vector is None:
+            return None, None, None
+        if self.modulation_table is not None:
+            rows = list((vector + self.modulation_table.flatten()).chunk(len(self.modulation_table), dim=-1))
         else:
-            x = x + first.gate * _over_space_time(self.attn, self._enter(x, first), positions.joint)
-        if "time" in self.parts[1:] and x.shape[1] > 1:  # one frame has no time: a video network is its image network
-            (time,) = _modulations(self.time_modulation, condition, 1)
-            with_time = x if positions.time_table is None else x + positions.time_table[:, None].to(x.dtype)
-            x = x + time.gate * _over_time(self.time_attn, self._enter(with_time, time), positions.time)
-        return x + mlp.gate * self.mlp(self._enter(x, mlp))
+            rows = list(self.adaLN_modulation[1](vector).chunk(2 * self.chunks, dim=-1))
+            rows += self.time_modulation[1](vector).chunk(self.chunks, dim=-1) if has_time else ()
+        n = self.chunks
+        time = Modulation(*rows[2 * n : 3 * n]) if has_time else None
+        return Modulation(*rows[:n]), Modulation(*rows[n : 2 * n]), time
 
-    def _enter(self, x: Tensor, modulation: Modulation) -> Tensor:
-        return normalize(x, self.norm) * (1 + modulation.scale) + modulation.shift
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over the third axis from the end: (..., N, D) -> (..., N, D)."""
-
-    def __init__(self, config: BlockConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.num_heads = config.num_heads
-        self.backend = config.attention_backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        head_dim = width // config.num_heads
-        self.q_scale = nn.Parameter(torch.ones(head_dim)) if config.qk_norm else None
-        self.k_scale = nn.Parameter(torch.ones(head_dim)) if config.qk_norm else None
-
-    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # each (..., N, H, D/H)
-        if self.q_scale is not None and self.k_scale is not None:
-            q = normalize(q, "rms") * self.q_scale.to(q.dtype)
-            k = normalize(k, "rms") * self.k_scale.to(k.dtype)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.proj(attention(q, k, v, backend=self.backend).flatten(-2))
-
-
-class Mlp(nn.Module):
-    """Linear, GELU (tanh form), linear."""
-
-    def __init__(self, config: BlockConfig) -> None:
-        super().__init__()
-        inner = int(config.hidden_size * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.hidden_size, inner)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class SwiGLU(nn.Module):
-    """(silu(x A) * x B) C, with the inner width cut to 2/3 so that it costs what `Mlp` does. Source: 2002.05202."""
-
-    def __init__(self, config: BlockConfig) -> None:
-        super().__init__()
-        inner = int(config.hidden_size * config.mlp_ratio * 2 / 3 / 8) * 8  # a multiple of 8 suits the kernels
-        self.fc1 = nn.Linear(config.hidden_size, 2 * inner)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * value)
+    def _enter(self, x: Tensor, modulation: Modulation | None, norm: str) -> Tensor:
+        if modulation is None:
+            return getattr(self, norm)(x)
+        return modulate(normalize(x, self.norm), modulation)
 
 
 class FinalLayer(nn.Module):
-    """Tokens (B, f, S, D) to patches (B, f, S, patch volume * channels), with a modulation of its own."""
+    """Tokens (B, f, S, D) to patches (B, f, S, patch volume * channels), with a modulation or a norm of its own."""
 
-    def __init__(self, hidden_size: int, outputs: int, norm: str) -> None:
+    def __init__(self, config: BlockConfig, outputs: int) -> None:
         super().__init__()
-        self.norm = norm
-        self.linear = nn.Linear(hidden_size, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        width = config.hidden_size
+        self.norm = config.norm
+        self.linear = nn.Linear(width, outputs)
+        self.modulation_table = nn.Parameter(torch.zeros(2, width)) if config.conditioning == "shared-adaln" else None
+        if config.conditioning in ("adaln-zero", "adaln"):
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        if not CONDITIONINGS[config.conditioning]:
+            self.out_norm = Norm(width, config.norm)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(normalize(x, self.norm) * (1 + scale) + shift)
-
-
-def normalize(x: Tensor, norm: str) -> Tensor:
-    """Layer or RMS norm over the last axis, eps 1e-6, without weights of its own (the modulation has them)."""
-    if norm == "rms":
-        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def _modulations(layer: nn.Module, condition: Tensor, count: int) -> list[Modulation]:
-    chunks = layer(condition).chunk(3 * count, dim=-1)
-    return [Modulation(*chunks[3 * i : 3 * i + 3]) for i in range(count)]
-
-
-def _over_time(attn: Attention, x: Tensor, rotary: Tensor | None) -> Tensor:
-    return attn(x.transpose(1, 2), rotary).transpose(1, 2)  # (B, S, f, D) inside
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        # condition (B, 1 or f, 1, D): after silu, but for shared adaLN
+        if condition is None:
+            return self.linear(self.out_norm(x))
+        if self.modulation_table is not None:
+            shift, scale = (condition + row for row in self.modulation_table)
+        else:
+            shift, scale = self.adaLN_modulation[1](condition).chunk(2, dim=-1)
+        return self.linear(modulate(normalize(x, self.norm), Modulation(shift, scale)))
 
 
-def _over_space_time(attn: Attention, x: Tensor, rotary: Tensor | None) -> Tensor:
-    return attn(x.flatten(1, 2), rotary).unflatten(1, x.shape[1:3])  # (B, f*S, D) inside
+def modulate(x: Tensor, modulation: Modulation) -> Tensor:
+    """x * (1 + scale) + shift."""
+    return torch.addcmul(modulation.shift, x, 1 + modulation.scale)
 
 
-def zero_linears(layer: nn.Module) -> None:
-    """adaLN-Zero: the linears of a modulation, and of the last layer, start at zero, so that each starts as nothing."""
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
+def _leave(x: Tensor, y: Tensor, modulation: Modulation | None) -> Tensor:
+    """x + gate * y, or x + y where there is no gate."""
+    if modulation is None or modulation.gate is None:
+        return x + y
+    return torch.addcmul(x, modulation.gate, y)
+
+
+def _attend(attn: Attention, part: str, x: Tensor, told: Told, positions: Positions) -> Tensor:
+    """Self-attention among the tokens of a frame, of a place, or of the clip."""
+    if part == "space":
+        return attn(x, positions.space, told.space_mask)
+    if part == "time":
+        return attn(x.transpose(1, 2), positions.time).transpose(1, 2)  # (B, S, f, D) inside
+    mask = told.space_mask.expand(-1, x.shape[1], -1).flatten(1) if told.space_mask is not None else None  # (B, f*S)
+    return attn(x.flatten(1, 2), positions.joint, mask).unflatten(1, x.shape[1:3])  # (B, f*S, D) inside
+
+
+def _attend_to_told(attn: CrossAttention, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Cross-attention; where all frames are told the same, they are one sequence."""
+    if tokens.shape[1] == x.shape[1]:
+        return attn(x, tokens, mask)  # (B, f, S, D) and (B, f, M, D)
+    return attn(x.flatten(1, 2)[:, None], tokens, mask).unflatten(2, x.shape[1:3])[:, 0]  # (B, 1, f*S, D) inside

@@ -1,27 +1,27 @@
 """DiT: a transformer that denoises image and video latents.
 
-Shapes: B batch, C channels, (F, H, W) latent grid, (f, h, w) token grid, S = h * w tokens a frame, D width.
-Source: arXiv 2212.09748 (the image network); 2401.03048 (the alternating layout).
+Shapes: B batch, C channels, (F, H, W) latent grid, (f, h, w) token grid, S = h * w tokens a frame, M text tokens,
+D width. What stands in context beside the tokens of a frame (n vectors, M text tokens) comes before them.
+Sources: arXiv 2212.09748 (the image network, block designs); 2401.03048 (alternating); 2310.00426 (shared adaLN).
 """
+
+from collections.abc import Mapping
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmdit.errors import Refused
-from mmdit.models.block import LAYOUTS, Block, BlockConfig, FinalLayer, Positions, zero_linears
-from mmdit.models.embeddings import (
-    LabelEmbedder,
-    PatchEmbedder,
-    TextEmbedder,
-    TimestepEmbedder,
-    Triple,
-    rotary_table,
-    sincos_1d,
-    sincos_2d,
-)
+from mmdit.models.block import LAYOUTS, Block, FinalLayer
+from mmdit.models.checks import check_config, check_given, check_latents, check_timesteps
+from mmdit.models.embeddings import LabelEmbedder, PatchEmbedder, TextEmbedder, TimestepEmbedder
+from mmdit.models.initialize import initialize
+from mmdit.models.positions import PositionMaker, Triple
+from mmdit.models.sublayers import BlockConfig
+from mmdit.models.told import tell
 
 
 class DiT(ModelMixin, ConfigMixin):
@@ -30,12 +30,18 @@ class DiT(ModelMixin, ConfigMixin):
     Args:
         sample_size: latent grid (frames, height, width) it is made for; other grids work at call time.
         patch_size: (time, height, width) of a patch.
-        in_channels, out_channels: of the latents; out_channels None means in_channels.
+        in_channels, out_channels: of the latents; None means in_channels, twice as many predict a variance as well.
         hidden_size, depth, num_heads, mlp_ratio: the size of the network.
         layout: which attentions each block has: "space", "factorized", "alternating" or "joint".
+        conditioning: how timestep, labels, pooled text and scalars enter: "adaln-zero", "adaln" or "shared-adaln"
+            (their sum modulates), "cross-attention" or "in-context" (each is a token).
         num_classes: number of labels; 0 for none. The null label is `num_classes`.
         text_dim: width of the pooled text; 0 for none.
+        text_token_dim: width of the text tokens; 0 for none.
+        text_tokens_by: "cross-attention", or "in-context": a copy stands beside the tokens of each frame.
+        scalars: names of numbers in about [0, 1000] that a sample is told, such as ("fps", "height").
         positions: "sincos" (added, as in the paper) or "rotary" (turns queries and keys).
+        interpolate: whether positions on another grid are scaled to span what they span on `sample_size`.
         norm: "layer" or "rms". mlp: "gelu" or "swiglu". qk_norm: RMS norm on queries and keys.
         attention_backend: "auto", "math", "sdpa" or "xformers".
 
@@ -62,127 +68,122 @@ class DiT(ModelMixin, ConfigMixin):
         mlp: str = "gelu",
         qk_norm: bool = False,
         attention_backend: str = "auto",
+        conditioning: str = "adaln-zero",
+        text_token_dim: int = 0,
+        text_tokens_by: str = "cross-attention",
+        scalars: tuple[str, ...] = (),
+        interpolate: bool = False,
     ) -> None:
         super().__init__()
-        _check(layout=layout, positions=positions, norm=norm, mlp=mlp, hidden_size=hidden_size, num_heads=num_heads)
+        check_config(self.config)
         self.patch_size: Triple = tuple(patch_size)  # type: ignore[assignment]  # a list once it was saved
         self.out_channels = out_channels or in_channels
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, self.patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
         self.text_embedder = TextEmbedder(text_dim, hidden_size) if text_dim else None
-        shared = BlockConfig(hidden_size, num_heads, mlp_ratio, mlp, norm, qk_norm, attention_backend)
-        parts = LAYOUTS[layout]
-        self.blocks = nn.ModuleList(Block(shared, parts[i % len(parts)]) for i in range(depth))
+        self.token_embedder = TextEmbedder(text_token_dim, hidden_size) if text_token_dim else None
+        self.scalar_embedders = nn.ModuleDict({name: TimestepEmbedder(hidden_size) for name in scalars})
+        shared = BlockConfig(hidden_size, num_heads, mlp_ratio, mlp, norm, qk_norm, attention_backend, conditioning)
+        crossed = conditioning == "cross-attention" or (text_token_dim > 0 and text_tokens_by == "cross-attention")
+        rows = [(*row[:-1], "cross", "mlp") if crossed else row for row in LAYOUTS[layout]]
+        self.blocks = nn.ModuleList(Block(shared, rows[i % len(rows)]) for i in range(depth))
+        self.shared_modulation: nn.Module | None = None
+        if conditioning == "shared-adaln":
+            values = self.blocks[0].modulation_table.numel()
+            self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, values))
         patch_volume = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
-        self.final_layer = FinalLayer(hidden_size, patch_volume * self.out_channels, norm)
-        self._tables: dict[tuple[Triple, torch.device], tuple[Tensor | None, Positions]] = {}
-        self.initialize()
+        self.final_layer = FinalLayer(shared, patch_volume * self.out_channels)
+        trained = tuple(n / p for n, p in zip(sample_size, patch_size, strict=True)) if interpolate else None
+        head_dim, joint = hidden_size // num_heads, layout == "joint"
+        self.make_positions = PositionMaker(positions, hidden_size, head_dim, joint, trained)
+        self.checkpoint_every = 0
+        initialize(self, conditioning)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, *, labels: Tensor | None = None, text: Tensor | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        *,
+        labels: Tensor | None = None,
+        text: Tensor | None = None,
+        text_tokens: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        scalars: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Latents (B, C, F, H, W) at timesteps (B,) or (B, f) in [0, 1000] -> (B, out_channels, F, H, W).
+        """Latents (B, C, F, H, W) at timesteps in [0, 1000] -> (B, out_channels, F, H, W).
 
-        labels: ids (B,) in [0, num_classes]. text: pooled (B, text_dim). Each is given exactly when the network has it.
+        Each input is given exactly when the network has it.
+
+        Args:
+            timesteps: (B,), or one for each latent frame (B, F), or for each token frame (B, f).
+            labels: ids (B,) in [0, num_classes].
+            text: pooled, (B, text_dim).
+            text_tokens: (B, M, text_token_dim). text_mask: (B, M) bool, False for padding; None when there is none.
+            scalars: a number for each sample, (B,), by name.
+
+        Raises:
+            Refused: a grid that does not divide into patches, an input too many or too few, or one of the wrong shape.
         """
-        grid = self.token_grid(latents.shape[2:])
-        table, positions = self._positions(grid, latents.device)
+        grid = check_latents(latents, self.config.in_channels, self.patch_size)
+        check_timesteps(timesteps, latents.shape, grid)
+        check_given(self, labels=labels, text=text, text_tokens=text_tokens, text_mask=text_mask, scalars=scalars)
+        positions = self.make_positions(grid, latents.device)
         x = self.x_embedder(latents)  # (B, f, S, D)
-        if table is not None:
-            x = x + table.to(x.dtype)
-        condition = self.condition(timesteps, labels, text)  # (B, 1 or f, 1, D)
+        x = x if positions.added is None else x + positions.added.to(x.dtype)
+        vectors = self._vectors(timesteps, grid, labels, text, scalars or {})  # each (B, 1 or f, D)
+        tokens = self.token_embedder(text_tokens)[:, None] if self.token_embedder is not None else None  # (B, 1, M, D)
+        by, tokens_by = self.config.conditioning, self.config.text_tokens_by
+        x, told = tell(x, vectors, tokens, text_mask, by=by, tokens_by=tokens_by)  # (B, f, n+M+S, D)
+        vector = told.vector  # (B, 1 or f, 1, D)
+        if self.shared_modulation is not None:
+            told = told._replace(vector=self.shared_modulation(vector))  # (B, 1 or f, 1, 6D or 9D)
+        beside = x.shape[2] - grid[1] * grid[2]  # n+M
+        positions = positions.beside(beside, grid[0])
         for index, block in enumerate(self.blocks):
-            if index == 1 and self.config.layout == "alternating" and positions.time_table is not None:
-                x = x + positions.time_table[:, None].to(x.dtype)  # right before the first time attention
-            x = block(x, condition, positions)
-        x = self.final_layer(x, condition)  # (B, f, S, pt*ph*pw*C)
+            if index == 1 and self.config.layout == "alternating" and positions.added_over_time is not None:
+                x = x + positions.added_over_time.to(x.dtype)  # right before the first time attention
+            if self.checkpoint_every and index % self.checkpoint_every == 0 and torch.is_grad_enabled():
+                x = checkpoint(block, x, told, positions, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, told, positions)  # (B, f, n+M+S, D)
+        x = self.final_layer(x[:, :, beside:], vector)  # (B, f, S, pt*ph*pw*C)
         pt, ph, pw = self.patch_size
         return rearrange(
             x, "b f (h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)", h=grid[1], w=grid[2], pt=pt, ph=ph, pw=pw
         )
 
-    def condition(self, timesteps: Tensor, labels: Tensor | None, text: Tensor | None) -> Tensor:
-        """The sum of all conditions, (B, 1 or f, 1, D): computed once, broadcast over the tokens."""
-        for name, embedder, value in (("labels", self.y_embedder, labels), ("text", self.text_embedder, text)):
-            if (embedder is None) != (value is None):
-                has = "no" if embedder is None else "a"
-                raise ValueError(f"this network has {has} {name} input, but {name} {'is' if value is None else 'are'} "
-                                 f"{'missing' if value is None else 'given'}")  # fmt: skip
-        c = self.t_embedder(timesteps)  # (B, D) or (B, f, D)
-        c = c[:, None] if c.ndim == 2 else c
+    def _vectors(
+        self,
+        timesteps: Tensor,
+        grid: Triple,
+        labels: Tensor | None,
+        text: Tensor | None,
+        scalars: Mapping[str, Tensor],
+    ) -> list[Tensor]:
+        """The conditions that have one vector each: the timestep's (B, 1 or f, D), the others' (B, 1, D)."""
+        time = self.t_embedder(timesteps)  # (B, D), (B, F, D) or (B, f, D)
+        time = time[:, None] if time.ndim == 2 else time
+        if time.shape[1] not in (1, grid[0]):
+            time = time.unflatten(1, (grid[0], self.patch_size[0])).mean(2)  # the frames of a patch share its tokens
+        vectors = [time]
         if self.y_embedder is not None:
-            c = c + self.y_embedder(labels)[:, None]
+            vectors.append(self.y_embedder(labels)[:, None])
         if self.text_embedder is not None:
-            c = c + self.text_embedder(text)[:, None]
-        return c[:, :, None]
+            vectors.append(self.text_embedder(text)[:, None])
+        return vectors + [embedder(scalars[name])[:, None] for name, embedder in self.scalar_embedders.items()]
 
-    def token_grid(self, latent_grid: tuple[int, ...]) -> Triple:
-        """(F, H, W) of the latents to (f, h, w) of the tokens; Refused where the patch does not divide it."""
-        if any(n < p or n % p for n, p in zip(latent_grid, self.patch_size, strict=True)):
-            nearest = tuple(max(p, n // p * p) for n, p in zip(latent_grid, self.patch_size, strict=True))
-            raise Refused(
-                "the latent grid does not divide into patches",
-                got=f"{tuple(latent_grid)} with patches {self.patch_size}",
-                expected=f"multiples of the patch, nearest {nearest}",
-            )
-        f, h, w = (n // p for n, p in zip(latent_grid, self.patch_size, strict=True))
-        return f, h, w
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
+        """In training, keeps only the input of every n-th block and computes the block again in the backward pass."""
+        if every < 1:
+            raise Refused("checkpointing of no block", got=f"every {every}", expected="1 or more")
+        self.checkpoint_every = every
 
-    def _positions(self, grid: Triple, device: torch.device) -> tuple[Tensor | None, Positions]:
-        if (grid, device) not in self._tables:
-            width, head_dim = self.config.hidden_size, self.config.hidden_size // self.config.num_heads
-            f, h, w = grid
-            if self.config.positions == "rotary":
-                space, time, joint = (rotary_table(axes, head_dim).to(device) for axes in ((h, w), (f,), (f, h, w)))
-                self._tables[grid, device] = None, Positions(space, time, joint, None)
-            else:
-                space = sincos_2d(h, w, width)[None]  # (1, S, D)
-                time = sincos_1d(torch.arange(f), width).float()  # (f, D)
-                if self.config.layout == "joint" and f > 1:
-                    space = space + time[:, None]  # (f, S, D)
-                self._tables[grid, device] = space.to(device), Positions(None, None, None, time.to(device))
-        return self._tables[grid, device]
+    def disable_gradient_checkpointing(self) -> None:
+        """Keeps what every block computes, as a new network does."""
+        self.checkpoint_every = 0
 
-    def initialize(self) -> None:
-        """Sets every weight.
-
-        | what | how it starts |
-        |---|---|
-        | linear and patch weights, the text MLP | Xavier uniform (a patch as the matrix it is); biases zero |
-        | label table and timestep MLP | normal, deviation 0.02 |
-        | modulations, and the last linear | zero: each block starts as identity, the network as zero |
-        | QK norms | one |
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for embedder in (self.t_embedder, self.y_embedder):
-            for name, weight in embedder.named_parameters() if embedder is not None else ():
-                if name.endswith("weight"):
-                    nn.init.normal_(weight, std=0.02)
-        for name, module in self.blocks.named_modules():
-            if name.endswith("_modulation"):
-                zero_linears(module)
-        zero_linears(self.final_layer)
-
-
-def _check(*, layout: str, positions: str, norm: str, mlp: str, hidden_size: int, num_heads: int) -> None:
-    choices = {
-        "layout": (layout, tuple(LAYOUTS)),
-        "positions": (positions, ("sincos", "rotary")),
-        "norm": (norm, ("layer", "rms")),
-        "mlp": (mlp, ("gelu", "swiglu")),
-    }
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise Refused(f"unknown {name}", where="the model", got=repr(value), expected=f"one of {', '.join(known)}")
-    if hidden_size % (4 * num_heads):
-        raise Refused(
-            "the width does not divide into heads",
-            where="the model",
-            got=f"hidden_size {hidden_size} and num_heads {num_heads}",
-            expected="a width that is a multiple of 4 x heads",
-        )
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any block is computed again in the backward pass."""
+        return self.checkpoint_every > 0

@@ -1,4 +1,4 @@
-"""What enters the blocks: patches, timesteps, labels, text, positions.
+"""What enters the blocks: patches, timesteps, labels, text, scalars.
 
 Shapes: B batch, C channels, (F, H, W) latent grid, (f, h, w) token grid, S = h * w tokens a frame, D width.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-Triple = tuple[int, int, int]
+from mmdit.models.positions import Triple
 
 
 class PatchEmbedder(nn.Module):
@@ -30,7 +30,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Timesteps in [0, 1000] to vectors: sinusoidal features, then a two-layer MLP."""
+    """Numbers to vectors: sinusoidal features, then a two-layer MLP. For timesteps in [0, 1000], and for scalars."""
 
     def __init__(self, hidden_size: int, features: int = 256) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         features = timestep_features(timesteps, self.features)
-        return self.mlp(features.to(next(self.mlp.parameters()).dtype))  # (..., D)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))  # (..., D)
 
 
 def timestep_features(timesteps: Tensor, features: int) -> Tensor:
@@ -62,47 +62,12 @@ class LabelEmbedder(nn.Module):
 
 
 class TextEmbedder(nn.Module):
-    """Pooled text (B, text_dim), of whatever scale its encoder has, to vectors (B, D)."""
+    """Text (..., text_dim), of whatever scale its encoder has, to vectors (..., D): pooled, or token by token."""
 
     def __init__(self, text_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(text_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, text: Tensor) -> Tensor:
-        text = text.to(next(self.mlp.parameters()).dtype)
+        text = text.to(self.mlp[0].weight.dtype)
         return self.mlp(F.layer_norm(text, text.shape[-1:]))
-
-
-def sincos_1d(positions: Tensor, dim: int) -> Tensor:
-    """[sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (dim / 2)); (N,) -> (N, dim), float64 inside."""
-    frequencies = 10_000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
-    angles = positions.double()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def sincos_2d(height: int, width: int, dim: int) -> Tensor:
-    """The table of the DiT paper, (h * w, dim) float32: the first half codes the column, the second the row."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    table = torch.cat([sincos_1d(columns.flatten(), dim // 2), sincos_1d(rows.flatten(), dim // 2)], dim=-1)
-    return table.float()
-
-
-def rotary_table(grid: tuple[int, ...], head_dim: int, theta: float = 100.0) -> Tensor:
-    """Rotary angles of each token of a grid as (N, head_dim / 2, 2) [cos, sin], float32; each axis gets an even share.
-
-    The base is 100, not 10,000 as for text: latent grids are short, and slower waves would stand still on them.
-    Pairs left over where head_dim / 2 does not divide by the number of axes are not turned. Source: 2104.09864.
-    """
-    pairs = head_dim // 2 // len(grid)
-    frequencies = theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = torch.cat([axis.flatten()[:, None] * frequencies for axis in axes], dim=-1)  # (N, axes * pairs)
-    angles = F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns the halves of each head as pairs: x (..., N, H, D), table (N, D / 2, 2)."""
-    cos, sin = table[:, None, :, 0].to(x.dtype), table[:, None, :, 1].to(x.dtype)  # (N, 1, D/2)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
