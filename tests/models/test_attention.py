@@ -70,9 +70,15 @@ def test_the_mask_goes_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(attention(q, k, v, mask=mask, backend="sdpa"), whole)
 
 
-def test_the_automatic_choice_goes_by_length_on_a_cpu() -> None:
-    assert choose_backend("cpu", torch.float32, 16) == "math"
-    assert choose_backend("cpu", torch.float32, 4096) == "sdpa"
+def test_the_automatic_choice_goes_by_precision_and_length_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    module._say.cache_clear()
+    with caplog.at_level("INFO", logger=module.__name__):
+        for _ in range(2):
+            assert choose_backend("cpu", torch.bfloat16, 16) == "math"
+            assert choose_backend("cpu", torch.bfloat16, 4096) == "sdpa"
+            assert choose_backend("cpu", torch.float32, 16) == "sdpa"
+    assert len(caplog.messages) == 3  # each choice is said once
+    assert "attention on cpu in bfloat16: math" in caplog.messages
 
 
 def test_a_backend_that_cannot_run_here_is_refused() -> None:

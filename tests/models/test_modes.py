@@ -38,10 +38,7 @@ def test_other_precisions(
     ("layout", "conditioning", "options"),
     [
         ("factorized", "adaln-zero", {}),
-        ("joint", "shared-adaln", MODERN),
-        ("alternating", "cross-attention", {}),
-        ("space", "adaln", {"text_tokens_by": "in-context"}),
-        ("joint", "in-context", {"positions": "rotary", "interpolate": True}),
+        ("joint", "in-context", {**MODERN, "interpolate": True}),
     ],
 )
 def test_compiled_it_is_one_graph_and_other_frame_counts_take_one_more(
@@ -53,7 +50,7 @@ def test_compiled_it_is_one_graph_and_other_frame_counts_take_one_more(
     compiled = torch.compile(model, fullgraph=True, backend=graphs)
     for frames, count in ((4, 1), (3, 2), (7, 2), (5, 2)):
         values = inputs(model, grid=(frames, 4, 6))
-        out, expected = compiled(**values), model(**values)
+        out, expected = compiled(**values), model(**values).detach()
         torch.testing.assert_close(out, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
         out.sum().backward()
         assert graphs.frame_count == count
@@ -68,7 +65,7 @@ def test_checkpointing_changes_no_bit(
     model = small(layout=layout, conditioning=conditioning, depth=3, **all_inputs)
     values, runs = inputs(model), [0]
     for block in model.blocks:
-        block.register_forward_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+        block.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
 
     def step() -> tuple[torch.Tensor, list[torch.Tensor], int]:
         runs[0] = 0
