@@ -90,7 +90,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(shared, rows[i % len(rows)]) for i in range(depth))
         self.shared_modulation: nn.Module | None = None
         if conditioning == "shared-adaln":
-            values = self.blocks[0].modulation_table.numel()
+            values = self.blocks.get_parameter("0.modulation_table").numel()
             self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, values))
         patch_volume = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(shared, patch_volume * self.out_channels)

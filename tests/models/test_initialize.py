@@ -28,8 +28,7 @@ def expected(model: DiT, name: str) -> str:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-@pytest.mark.parametrize("modern", [False, True])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("modern", "again"), [(False, False), (True, True)])
 def test_every_weight_starts_as_the_table_says(
     fresh: Callable[..., DiT], all_inputs: dict, layout: str, conditioning: str, modern: bool, again: bool
 ) -> None:
