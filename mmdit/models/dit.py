@@ -90,7 +90,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(shared, rows[i % len(rows)]) for i in range(depth))
         self.shared_modulation: nn.Module | None = None
         if conditioning == "shared-adaln":
-            values = self.blocks[0].modulation_table.numel()
+            values = self.blocks.get_parameter("0.modulation_table").numel()
             self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, values))
         patch_volume = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(shared, patch_volume * self.out_channels)
@@ -98,7 +98,7 @@ class DiT(ModelMixin, ConfigMixin):
         head_dim, joint = hidden_size // num_heads, layout == "joint"
         self.make_positions = PositionMaker(positions, hidden_size, head_dim, joint, trained)
         self.checkpoint_every = 0
-        initialize(self, conditioning)
+        self.initialize()
 
     def forward(
         self,
@@ -172,6 +172,10 @@ class DiT(ModelMixin, ConfigMixin):
         if self.text_embedder is not None:
             vectors.append(self.text_embedder(text)[:, None])
         return vectors + [embedder(scalars[name])[:, None] for name, embedder in self.scalar_embedders.items()]
+
+    def initialize(self) -> None:
+        """Sets every weight as `mmdit.models.initialize.initialize` says."""
+        initialize(self, self.config.conditioning)
 
     def enable_gradient_checkpointing(self, every: int = 1) -> None:
         """In training, keeps only the input of every n-th block and computes the block again in the backward pass."""

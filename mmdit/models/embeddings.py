@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         features = timestep_features(timesteps, self.features)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))  # (..., D)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))  # (..., D)
 
 
 def timestep_features(timesteps: Tensor, features: int) -> Tensor:
@@ -69,5 +69,5 @@ class TextEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(text_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, text: Tensor) -> Tensor:
-        text = text.to(self.mlp[0].weight.dtype)
+        text = text.to(next(self.mlp.parameters()).dtype)
         return self.mlp(F.layer_norm(text, text.shape[-1:]))

@@ -36,4 +36,4 @@ def initialize(model: nn.Module, conditioning: str) -> None:
             nn.init.zeros_(module[1].weight)
         elif isinstance(module, CrossAttention) or (name.endswith("time_attn") and not gated):
             nn.init.zeros_(module.proj.weight)
-    nn.init.zeros_(model.final_layer.linear.weight)
+    nn.init.zeros_(model.get_parameter("final_layer.linear.weight"))

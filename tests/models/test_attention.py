@@ -35,24 +35,50 @@ def test_keys_may_be_of_another_number(backend: str) -> None:
     torch.testing.assert_close(attention(q, k, v, backend=backend).double(), reference(q, k, v), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_masked_keys_have_no_weight(backend: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, 5, 3, 8, generator=random)  # tokens != heads
+    k, v = torch.randn(2, 2, 4, 9, 3, 8, generator=random)
+    mask = torch.arange(9) < torch.tensor([[[6]], [[0]]])  # (2, 1, 9): the second sample has no key at all
+    out = attention(q, k, v, mask=mask, backend=backend)
+    expected = reference(q[:1], k[:1, :, :6], v[:1, :, :6])
+    torch.testing.assert_close(out[:1].double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out[1:], v[1:].mean(2, keepdim=True).expand(out[1:].shape), atol=1e-5, rtol=1e-5)
+
+
 def test_a_batch_too_large_for_a_kernel_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(3, 10, 4, 2, 8)
     whole = attention(q, k, v, backend="sdpa")
     monkeypatch.setattr(module, "LARGEST_FUSED_BATCH", 3)
     sizes, fused = [], module._sdpa
 
-    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        sizes.append(len(q))
-        return fused(q, k, v)
+    def counted(*inputs: Tensor) -> Tensor:
+        sizes.append(len(inputs[0]))
+        return fused(*inputs)
 
     monkeypatch.setattr(module, "_sdpa", counted)
     torch.testing.assert_close(attention(q, k, v, backend="sdpa"), whole)
     assert sizes == [3, 3, 3, 1]
 
 
-def test_the_automatic_choice_goes_by_length_on_a_cpu() -> None:
-    assert choose_backend("cpu", torch.float32, 16) == "math"
-    assert choose_backend("cpu", torch.float32, 4096) == "sdpa"
+def test_the_mask_goes_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 5, 2, 4, 2, 8)
+    mask = torch.rand(5, 1, 4) > 0.3
+    whole = attention(q, k, v, mask=mask, backend="sdpa")
+    monkeypatch.setattr(module, "LARGEST_FUSED_BATCH", 3)
+    torch.testing.assert_close(attention(q, k, v, mask=mask, backend="sdpa"), whole)
+
+
+def test_the_automatic_choice_goes_by_precision_and_length_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    module._say.cache_clear()
+    with caplog.at_level("INFO", logger=module.__name__):
+        for _ in range(2):
+            assert choose_backend("cpu", torch.bfloat16, 16) == "math"
+            assert choose_backend("cpu", torch.bfloat16, 4096) == "sdpa"
+            assert choose_backend("cpu", torch.float32, 16) == "sdpa"
+    assert len(caplog.messages) == 3  # each choice is said once
+    assert "attention on cpu in bfloat16: math" in caplog.messages
 
 
 def test_a_backend_that_cannot_run_here_is_refused() -> None:
