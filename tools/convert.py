@@ -28,6 +28,9 @@ def main(
     ] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads. [default: as the published sizes]")] = None,
     inflate: Annotated[int | None, typer.Option(help="Make a video network for so many latent frames.")] = None,
+    spacing: Annotated[
+        int, typer.Option(help="Of diffusers' weights, the timestep frequencies: 128 if they came from the original.")
+    ] = 127,
 ) -> None:
     """Converts weights of the original DiT, Latte and diffusers' DiT, and back.
 
@@ -41,7 +44,7 @@ def main(
     from mmdit import models
 
     _check_target(out, to)
-    model = _from_folder(source) if source.is_dir() else _from_file(source, from_, sample_size, heads)
+    model = _from_folder(source, spacing) if source.is_dir() else _from_file(source, from_, sample_size, heads, spacing)
     if inflate is not None:
         model = models.inflate(model, inflate)
     _write(model, out, to)
@@ -65,7 +68,7 @@ def _check_target(out: Path, to: str) -> None:
     check_writable(out)
 
 
-def _from_folder(folder: Path) -> "DiT":
+def _from_folder(folder: Path, spacing: int) -> "DiT":
     """A folder of ours or of diffusers' class; of a whole pipeline, its transformer."""
     import json
 
@@ -93,15 +96,16 @@ def _from_folder(folder: Path) -> "DiT":
         model.state_dict(),
         sample_size=(1, config.sample_size, config.sample_size),
         num_heads=config.num_attention_heads,
+        timestep_spacing=spacing,
     )
 
 
-def _from_file(path: Path, source: str | None, sample_size: str | None, heads: int | None) -> "DiT":
+def _from_file(path: Path, source: str | None, sample_size: str | None, heads: int | None, spacing: int) -> "DiT":
     from mmdit import models
     from mmdit.errors import Refused
     from mmdit.models.convert import FORMATS, recognise, sample_size_of
 
-    makers = {"dit": models.from_dit, "latte": models.from_latte, "diffusers": models.from_diffusers}
+    makers: dict[str, Any] = {"dit": models.from_dit, "latte": models.from_latte, "diffusers": models.from_diffusers}
     if source not in (None, *FORMATS):
         raise Refused("unknown source", where="--from", got=repr(source), expected=f"one of {', '.join(FORMATS)}")
     grid = _grid(sample_size) if sample_size else None
@@ -110,7 +114,8 @@ def _from_file(path: Path, source: str | None, sample_size: str | None, heads: i
     grid = grid or sample_size_of(state)
     if grid is None:
         raise Refused("the file does not tell the size of the latents", where=path, fix="say --sample-size 1x32x32")
-    return makers[source](state, sample_size=grid, num_heads=heads)
+    more = {"timestep_spacing": spacing} if source == "diffusers" else {}
+    return makers[source](state, sample_size=grid, num_heads=heads, **more)
 
 
 def _read(path: Path) -> dict[str, Any]:

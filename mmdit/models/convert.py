@@ -25,10 +25,7 @@ log = logging.getLogger(__name__)
 State = Mapping[str, Tensor]
 
 HEADS = {width: heads for _, width, heads in SIZES.values()}  # of the published networks
-FREQUENCIES = (
-    "diffusers' DiTTransformer2DModel spaces its 128 timestep frequencies over 127 steps, the original and mmdit over "
-    "128: with the same weights the two differ, the more the later the timestep"
-)
+SPACING = 127  # of the timestep frequencies in diffusers' class; the paper's is 128
 
 
 def from_dit(state_dict: State, *, sample_size: Triple, num_heads: int | None = None) -> DiT:
@@ -55,17 +52,18 @@ def from_latte(state_dict: State, *, sample_size: Triple, num_heads: int | None 
     return _build("latte", state_dict, sample_size, num_heads)
 
 
-def from_diffusers(state_dict: State, *, sample_size: Triple, num_heads: int | None = None) -> DiT:
+def from_diffusers(
+    state_dict: State, *, sample_size: Triple, num_heads: int | None = None, timestep_spacing: int = SPACING
+) -> DiT:
     """Diffusers' DiTTransformer2DModel, as `from_dit`.
 
     Each of its blocks holds timestep and label embeddings of its own, and the last layer uses the first block's. The
     paper's network has one for all, so a state whose blocks differ there is refused.
 
-    The timestep frequencies are the paper's, for which the published weights were trained; the class itself uses
-    slightly others (a warning says so).
+    The timestep frequencies are those of that class: the same output. They differ slightly from the paper's, which
+    weights that came to diffusers from the original were trained with; `timestep_spacing=128` makes those the original.
     """
-    log.warning(FREQUENCIES)
-    return _build("diffusers", state_dict, sample_size, num_heads)
+    return _build("diffusers", state_dict, sample_size, num_heads, timestep_spacing)
 
 
 def to_dit(model: DiT) -> dict[str, Tensor]:
@@ -85,7 +83,8 @@ def to_dit(model: DiT) -> dict[str, Tensor]:
 def to_diffusers(model: DiT) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and config: `DiTTransformer2DModel(**config).load_state_dict(state)`.
 
-    That class uses other timestep frequencies than the paper (a warning says so).
+    That class uses other timestep frequencies than the paper: the output is the same for a network that has them too
+    (as those of `from_diffusers`), and a warning says so for others.
 
     Raises:
         Refused: the class has no such network.
@@ -100,7 +99,13 @@ def to_diffusers(model: DiT) -> tuple[dict[str, Tensor], dict[str, Any]]:
             got=f"sample_size {tuple(config.sample_size)}, patch_size {tuple(config.patch_size)}, MLP of {inner}",
             expected=f"one frame, squares, and an MLP of {4 * config.hidden_size}",
         )
-    log.warning(FREQUENCIES)
+    if config.timestep_spacing != SPACING:
+        log.warning(
+            "diffusers' DiTTransformer2DModel spaces its timestep frequencies over %d steps, this network over %d: "
+            "with the same weights the two differ, the more the later the timestep",
+            SPACING,
+            config.timestep_spacing,
+        )
     return formats.outward("diffusers", model.state_dict()), {
         "num_attention_heads": config.num_heads,
         "attention_head_dim": config.hidden_size // config.num_heads,
@@ -179,7 +184,9 @@ def sample_size_of(state_dict: State) -> Triple | None:
     return (frames, side * patch.shape[2], side * patch.shape[3]) if side**2 == table.shape[1] else None
 
 
-def _build(source: str, state_dict: State, sample_size: Triple, num_heads: int | None) -> DiT:
+def _build(
+    source: str, state_dict: State, sample_size: Triple, num_heads: int | None, timestep_spacing: int = 128
+) -> DiT:
     form = FORMATS[source]
     _check_state(state_dict)
     sample_size = tuple(sample_size)  # type: ignore[assignment]  # three of them, as the next line sees to
@@ -192,7 +199,8 @@ def _build(source: str, state_dict: State, sample_size: Triple, num_heads: int |
     formats.check_names(source, weights, formats.outward(source, names))
     sizes = formats.read_sizes(source, weights)
     width, depth = sizes["hidden_size"], sizes["depth"]
-    config = {**sizes, "sample_size": sample_size, "num_heads": num_heads or _guess_heads(width)}
+    told = {"sample_size": sample_size, "timestep_spacing": timestep_spacing}
+    config = {**sizes, **told, "num_heads": num_heads or _guess_heads(width)}
     with torch.device("meta"):  # nothing is allocated before everything fits
         expected = DiT(**config)
     formats.check_shapes(weights, formats.outward(source, expected.state_dict()))

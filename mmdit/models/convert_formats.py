@@ -195,7 +195,7 @@ def read_sizes(source: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     classes = state[form.labels].shape[0] - 1 if form.labels in state else 0
     if outputs % (ph * pw) or (form.labels in state and classes < 1):
         got = f"{outputs} outputs for patches of {ph} x {pw}, {classes} classes and the null label"
-        raise Refused("the shapes fit no network", got=got, expected="outputs that divide by the patch, and a class")
+        raise Refused("the shapes fit no network", got=got, expected="outputs that divide by it, at least one class")
     return {
         "patch_size": (1, ph, pw),
         "in_channels": channels,
@@ -212,9 +212,9 @@ def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     """Refused with the tensors whose shape does not go with the others."""
     wrong = [name for name in expected if state[name].shape != expected[name].shape]
     if wrong:
-        got, wanted = (tuple(tensors[wrong[0]].shape) for tensors in (state, expected))
-        raise Refused(f"{len(wrong)} tensors do not go with the sizes of the others", where=some(wrong), got=got,
-                      expected=f"{wanted} for the first")  # fmt: skip
+        got, wanted = (f"{tuple(tensors[wrong[0]].shape)}" for tensors in (state, expected))
+        what = f"{len(wrong)} tensors do not go with the sizes of the others"
+        raise Refused(what, where=some(wrong), got=got, expected=f"{wanted} for the first")
 
 
 def check_depth(source: str, depth: int) -> None:
@@ -229,6 +229,8 @@ def check_options(source: str, model: DiT) -> None:
     check_depth(source, config["depth"])
     paper = {name: p.default for name, p in inspect.signature(DiT.__init__).parameters.items() if name not in SIZES}
     wrong = {k: v for k, v in config.items() if k in paper and (tuple(v) if isinstance(v, list) else v) != paper[k]}
+    if source == "diffusers":  # `to_diffusers` warns
+        wrong.pop("timestep_spacing", None)
     if config["layout"] != form.layout:
         wrong["layout"], paper["layout"] = config["layout"], form.layout
     if config["patch_size"][0] != 1:

@@ -41,6 +41,8 @@ class DiT(ModelMixin, ConfigMixin):
         text_tokens_by: "cross-attention", or "in-context": a copy stands beside the tokens of each frame.
         scalars: names of numbers in about [0, 1000] that a sample is told, such as ("fps", "height").
         positions: "sincos" (added, as in the paper) or "rotary" (turns queries and keys).
+        timestep_spacing: the steps that the 128 frequencies of a timestep are spaced over: 128 as in the paper, or
+            127 as in diffusers' DiT.
         interpolate: whether positions on another grid are scaled to span what they span on `sample_size`.
         norm: "layer" or "rms". mlp: "gelu" or "swiglu". qk_norm: RMS norm on queries and keys.
         attention_backend: "auto", "math", "sdpa" or "xformers".
@@ -73,13 +75,14 @@ class DiT(ModelMixin, ConfigMixin):
         text_tokens_by: str = "cross-attention",
         scalars: tuple[str, ...] = (),
         interpolate: bool = False,
+        timestep_spacing: int = 128,
     ) -> None:
         super().__init__()
         check_config(self.config)
         self.patch_size: Triple = tuple(patch_size)  # type: ignore[assignment]  # a list once it was saved
         self.out_channels = out_channels or in_channels
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, self.patch_size)
-        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, spacing=timestep_spacing)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
         self.text_embedder = TextEmbedder(text_dim, hidden_size) if text_dim else None
         self.token_embedder = TextEmbedder(text_token_dim, hidden_size) if text_token_dim else None

@@ -32,20 +32,21 @@ class PatchEmbedder(nn.Module):
 class TimestepEmbedder(nn.Module):
     """Numbers to vectors: sinusoidal features, then a two-layer MLP. For timesteps in [0, 1000], and for scalars."""
 
-    def __init__(self, hidden_size: int, features: int = 256) -> None:
+    def __init__(self, hidden_size: int, features: int = 256, spacing: int = 128) -> None:
         super().__init__()
         self.features = features
+        self.spacing = spacing
         self.mlp = nn.Sequential(nn.Linear(features, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        features = timestep_features(timesteps, self.features)
+        features = timestep_features(timesteps, self.features, self.spacing)
         return self.mlp(features.to(next(self.mlp.parameters()).dtype))  # (..., D)
 
 
-def timestep_features(timesteps: Tensor, features: int) -> Tensor:
-    """[cos(t w_i), sin(t w_i)] with w_i = 10000^(-i / (features / 2)); float32, (...,) -> (..., features)."""
+def timestep_features(timesteps: Tensor, features: int, spacing: int = 128) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] with w_i = 10000^(-i / spacing); float32, (...,) -> (..., features)."""
     half = features // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timesteps.device) / half)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timesteps.device) / spacing)
     angles = timesteps.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -51,19 +51,19 @@ def image(**options: Any) -> DiT:
 
 
 def theirs(**options: Any) -> DiTTransformer2DModel:
-    """Diffusers' class with the paper's timestep frequencies and epsilon, and one embedding for all blocks."""
+    """Diffusers' class with the paper's epsilon, and one embedding for all blocks."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 3, "out_channels": 6, "num_layers": 3,
              "sample_size": 8, "num_embeds_ada_norm": 7, "norm_eps": 1e-6}  # fmt: skip
     model = DiTTransformer2DModel(**{**sizes, **options})
     fill(model)
     for block in model.transformer_blocks:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
-    return papers_frequencies(model)
+    return model.eval()
 
 
 def papers_frequencies(model: DiTTransformer2DModel) -> DiTTransformer2DModel:
     for block in model.transformer_blocks:
-        assert block.norm1.emb.time_proj.downscale_freq_shift == 1  # what the warning speaks of
+        assert block.norm1.emb.time_proj.downscale_freq_shift == 1  # 127 steps
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     return model.eval()
 
@@ -117,18 +117,32 @@ def test_diffusers_network_comes_in_and_goes_out(options: dict[str, Any]) -> Non
 
 
 def test_our_network_as_diffusers_class() -> None:
-    model = image(out_channels=8)
-    state, config = to_diffusers(model)
-    other = DiTTransformer2DModel(**config)
-    other.load_state_dict(state)
-    assert other.transformer_blocks[0].norm3.eps == 1e-6  # not the class's own
-    ours, expected = outputs(model, papers_frequencies(other), 8)
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    for spacing in (127, 128):
+        model = image(out_channels=8, timestep_spacing=spacing)
+        state, config = to_diffusers(model)
+        other = DiTTransformer2DModel(**config).eval()
+        other.load_state_dict(state)
+        assert other.transformer_blocks[0].norm3.eps == 1e-6  # not the class's own
+        ours, expected = outputs(model, other if spacing == 127 else papers_frequencies(other), 8)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
-def test_diffusers_other_timestep_frequencies_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_timestep_frequencies_are_said(caplog: pytest.LogCaptureFixture) -> None:
     to_diffusers(from_diffusers(theirs().state_dict(), sample_size=(1, 8, 8), num_heads=4))
-    assert [record.message.count("127 steps") for record in caplog.records] == [1, 1]
+    assert not caplog.records
+    to_diffusers(image())
+    assert "over 127 steps, this network over 128" in caplog.text
+
+
+def test_the_originals_weights_by_way_of_diffusers_are_the_original() -> None:
+    model = image()
+    state = to_diffusers(model)[0]
+    again = from_diffusers(state, sample_size=(1, 8, 8), num_heads=2, timestep_spacing=128)
+    assert again.config.timestep_spacing == 128
+    ours, theirs = to_dit(model), to_dit(again)
+    assert not [key for key in ours if not torch.equal(ours[key], theirs[key])]
+    with pytest.raises(Refused, match="timestep_spacing 127, expected timestep_spacing 128"):
+        to_dit(from_diffusers(state, sample_size=(1, 8, 8), num_heads=2))
 
 
 def test_blocks_with_embeddings_of_their_own_are_refused() -> None:

@@ -80,13 +80,15 @@ def test_diffusers_folder_there_and_back(tmp_path: Path) -> None:
     assert equal(theirs.state_dict(), to_diffusers(from_dit(state, sample_size=(1, 8, 8), num_heads=4))[0])
     theirs.save_pretrained(tmp_path / "pipeline" / "transformer")
     for folder in ("theirs", "pipeline"):  # heads and size are in the folder
-        assert exit_code("convert", tmp_path / folder, tmp_path / f"{folder}.pt", "--to", "dit") == 0
+        assert exit_code("convert", tmp_path / folder, tmp_path / f"{folder}.pt", "--to", "dit", "--spacing", 128) == 0
         assert equal(torch.load(tmp_path / f"{folder}.pt"), state)
     torch.save(theirs.state_dict(), tmp_path / "theirs_bare.pt")
     words = (tmp_path / "theirs_bare.pt", tmp_path / "model", "--heads", 4)
     assert exit_code("convert", *words) == 2  # the size is not in the weights
     assert exit_code("convert", *words, "--sample-size", "1x8x8") == 0
-    assert equal(to_dit(DiT.from_pretrained(tmp_path / "model")), state)
+    model = DiT.from_pretrained(tmp_path / "model")
+    assert model.config.timestep_spacing == 127
+    assert equal(to_diffusers(model)[0], theirs.state_dict())
 
 
 def test_inflated(tmp_path: Path) -> None:
