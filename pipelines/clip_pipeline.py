@@ -97,7 +97,7 @@ class ClipPipeline(DiffusionPipeline):
         """
         config = self.scheduler.config
         shift = config.get("flow_shift") or config.get("shift") or 1.0
-        self.scheduler = make_scheduler(name, RectifiedFlow(shift=shift))
+        self.register_modules(scheduler=make_scheduler(name, RectifiedFlow(shift=shift)))
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""
