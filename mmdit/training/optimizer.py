@@ -23,7 +23,9 @@ def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimize
     ]
     if matrices:
         assert config.muon_lr is not None
-        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+        rounds = config.muon_rounds
+        muon = torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, ns_steps=rounds)
+        optimizers.append(muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["full_lr"] = group["lr"]

@@ -51,7 +51,8 @@ def test_muon_takes_the_matrices_between_hidden_vectors_and_nothing_else() -> No
         "tiny", sample_size=(3, 4, 4), in_channels=4, num_classes=3, text_dim=16, layout="factorized"
     )
     trainee = Trainee(network, build_text_encoder(["a red coat"], width=16))
-    adamw, muon = make_optimizers(trainee, OptimizerConfig(lr=1e-3, muon_lr=1e-2))
+    adamw, muon = make_optimizers(trainee, OptimizerConfig(lr=1e-3, muon_lr=1e-2, muon_rounds=3))
+    assert muon.param_groups[0]["ns_steps"] == 3
     name_of = {id(weight): name for name, weight in trainee.named_parameters()}
     names = [{name_of[id(weight)] for weight in found.param_groups[0]["params"]} for found in (adamw, muon)]
     assert names[0] | names[1] == set(name_of.values()) and not names[0] & names[1]
