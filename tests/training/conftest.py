@@ -4,31 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import tiny
 
 from mmdit.clips.made import make_clips
 from mmdit.config import parse_config
-from mmdit.latents.codec import Codec
 from mmdit.latents.encode import encode_folder
 from mmdit.training.config import RunConfig
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderKL
-
     folder = tmp_path_factory.mktemp("store")
     make_clips(folder / "clips", 36, seed=0, size=(32, 32), frames=3, fps=8)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
     encode_folder(
-        folder / "clips", folder / "store", Codec(vae.eval()), frames=3, size=(32, 32), fps=8, psnr_every=0, workers=1
+        folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), fps=8, psnr_every=0, workers=1
     )
     return folder / "store"
 
