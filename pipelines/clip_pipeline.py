@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
-from mmdit.diffusion import RectifiedFlow, draws_noise, guided, make_scheduler, sample
+from mmdit.diffusion import RectifiedFlow, guided, make_scheduler, sample
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
@@ -255,10 +255,8 @@ class ClipPipeline(DiffusionPipeline):
 
     def _step_generators(
         self, rows: range, seed: int, first_index: int, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> list[torch.Generator] | None:
-        """Where a sampler that draws noise in each step draws that of the clips `rows` from; None for the others."""
-        if not draws_noise(self.scheduler):
-            return None
+    ) -> list[torch.Generator]:
+        """Where a sampler that draws noise in its steps draws that of the clips `rows` from."""
         if generator is None:
             return seeds.generators((first_index + row for row in rows), seed, "step")
         return [generator if isinstance(generator, torch.Generator) else generator[row] for row in rows]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 
 from mmdit import seeds
 from mmdit.diffusion import RectifiedFlow, samplers_for
@@ -153,6 +154,16 @@ def test_every_sampler_of_flow_makes_clips_that_do_not_see_their_batch(name: str
     alone = pipeline("a red coat", seed=5, first_index=1, num_inference_steps=3, output_type="latent").frames
     assert together.isfinite().all()
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_a_users_scheduler_that_draws_noise_draws_it_by_the_seed() -> None:
+    pipeline = tiny.make_pipeline()
+    pipeline.scheduler = EulerAncestralDiscreteScheduler()
+    torch.manual_seed(1)
+    once = pipeline("a red coat", seed=5, num_inference_steps=3, output_type="latent").frames
+    torch.manual_seed(2)
+    again = pipeline("a red coat", seed=5, num_inference_steps=3, output_type="latent").frames
+    assert torch.equal(once, again)
 
 
 def test_a_sampler_that_is_not_for_flow_is_refused(pipeline: ClipPipeline) -> None:
