@@ -76,7 +76,10 @@ class Block(nn.Module):
         return _leave(x, self.mlp(self._enter(x, mlp, "mlp_norm")), mlp)
 
     def _modulations(self, vector: Tensor | None, has_time: bool) -> tuple[Modulation | None, ...]:
-        """Of the first attention, the MLP and the second time attention; None where the norms have weights instead."""
+        """Of the first attention, the MLP and the second time attention; None where the norms have weights instead.
+
+        One product a block: it takes as long as reading its weights does, and one for all blocks reads as many.
+        """
         if vector is None:
             return None, None, None
         if self.modulation_table is not None:
