@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmdit.errors import Refused
 
@@ -156,9 +156,21 @@ def sweep(folder: str | os.PathLike[str]) -> None:
             part.unlink(missing_ok=True)
 
 
+class Lock:
+    """A lock that is held."""
+
+    def __init__(self, handle: IO[str]) -> None:
+        self._handle = handle
+
+    def share(self) -> None:
+        """Lets in those who ask for a shared lock; still nobody who wants the folder alone."""
+        fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds `folder` for this process alone; the operating system lets go of it when the process ends, however it ends.
+def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Lock]:
+    """Holds `folder` for this process alone, or for those who share it (`shared`, once the first one allows it); the
+    operating system lets go of it when the process ends, however it ends.
 
     Raises Refused when another process holds it.
     """
@@ -166,7 +178,7 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             raise Refused(
@@ -176,10 +188,11 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
                 expected="no other process",
                 fix="wait for it, end it, or name another folder",
             ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+        if not shared:
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+        yield Lock(handle)
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:

@@ -1,214 +1,187 @@
-"""Encoding a folder of videos into a latent store: resumable at any moment, nothing dropped without a reason."""
+"""Encoding videos and images into a latent store: resumable at any moment, by any number of processes, nothing dropped
+without a reason."""
 
 import math
 import os
+import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from mmdit import files
-from mmdit.clips.decode import CROP_RULE, ReaderName
 from mmdit.clips.reader import ClipReader, default_workers
-from mmdit.clips.source import find_clips
-from mmdit.errors import OverBudget, Refused, Stopped
+from mmdit.clips.source import Found
+from mmdit.errors import Refused, Stopped
+from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
-from mmdit.latents.plan import (
-    DTYPES,
-    Planned,
-    check_folder,
-    check_request,
-    check_space,
-    left_to_do,
-    plan_clips,
-    read_request_of,
-)
+from mmdit.latents.facts import Facts, find_facts, read_facts, write_facts
+from mmdit.latents.fidelity import check_first
+from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips
+from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
+from mmdit.latents.request import ClipRules, EncodeOptions, latent_shapes
 from mmdit.latents.shards import Recorded, read_shards, write_tables
-from mmdit.latents.store import SHARDS
-from mmdit.latents.work import ShardMaker
+from mmdit.latents.store import DTYPES, SHARDS
+from mmdit.latents.work import Work, make_shards, read_work, work_folder, write_work
 
-_AHEAD_BYTES = 512 << 20  # decoded frames that wait for the codec
+Progress = Callable[[int, int, str], None]
+"""Told after each clip: clips done, clips in all, and in words how it goes."""
+Engine = Callable[[Work], None]
+"""Has the shards of a run made by other processes, each of which calls `join`."""
 
-Progress = Callable[[int, int, int], None]
-"""Told after each batch: clips done, clips in all, clips skipped so far."""
+
+class Team(Protocol):
+    """The processes that a launcher started together; accelerate's PartialState is one."""
+
+    num_processes: int
+    is_main_process: bool
+
+    def wait_for_everyone(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class EncodeReport:
-    """What became of every clip of the folder."""
+class Alone:
+    """A team of one."""
 
-    store: Path
-    planned: int
-    kept: int
-    skipped: int
-    reasons: dict[str, int]
-    """Kind of fault to number of clips, the commonest first."""
-    encoded: int
-    """Clips that this call encoded; the others were there before."""
-    same_content: int
-    """Clips whose span and bytes are those of another one: they share its latent."""
-    without_caption: int
-    unused: int
-    """Latents in the store that no clip of the folder uses any more."""
-    psnr: float | None
-    """Mean reconstruction PSNR over the sampled clips, in dB."""
-    seconds: float
+    num_processes: int = 1
+    is_main_process: bool = True
+
+    def wait_for_everyone(self) -> None:
+        pass
 
 
-class TooManySkipped(OverBudget):
-    """The store is whole, but more clips were skipped than allowed. `report` has the counts."""
-
-    def __init__(self, report: EncodeReport, allowed: int) -> None:
-        self.report = report
-        first = next(iter(report.reasons.items()))
-        super().__init__(
-            "more clips were skipped than the budget allows", where=report.store,
-            got=f"{report.skipped} of {report.planned}, most of them ({first[1]}) {first[0]}",
-            expected=f"at most {allowed}",
-            fix="see quarantine.parquet there, and repair the files or raise --max-skipped",
-        )  # fmt: skip
-
-
-def encode_folder(
-    source_folder: str | os.PathLike[str],
+def encode_clips(
+    found: Found,
     store_folder: str | os.PathLike[str],
     codec: Codec,
+    rules: ClipRules,
+    options: EncodeOptions = EncodeOptions(),
     *,
-    frames: int,
-    size: tuple[int, int],
-    fps: float,
-    captions: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
-    shard_size: int = 256,
-    workers: int | None = None,
-    max_skipped: int | float = 0.05,
-    dtype: str = "float16",
-    psnr_every: int = 16,
-    deadline: float = 60.0,
-    reader: ReaderName = "pyav",
     codec_name: str = "",
-    retry_skipped: bool = False,
     progress: Progress | None = None,
-) -> EncodeReport:
-    """Encodes the clips of a folder (see `find_clips`), one span of each video, into a latent store.
+    team: Team = Alone(),
+    engine: Engine | None = None,
+) -> EncodeReport | None:
+    """Encodes the clips that `rules` cut from the sources into a latent store.
 
     A call that was ended, at whatever moment, goes on when it is made again, and ends with the same files as one that
-    was not. A store that is whole already costs a look at the sources; added videos are encoded, changed captions and
-    labels written down; latents of removed videos stay in their shards, unused.
+    was not. A store that is whole already costs a look at the sources; added and changed ones are encoded, changed
+    captions and labels written down; latents that are not used any more stay in their shards until they are pruned.
 
     Args:
-        size: (height, width) in pixels.
-        batch_size: clips a call of the codec.
-        shard_size: clips a shard; at most that many are encoded again after an interruption.
-        workers: decoding processes; None: one less than there are processors.
-        max_skipped: clips that may be skipped, as a number (int) or as a share of all (float).
-        dtype: the type in which mean and deviation are stored: float16, bfloat16 or float32.
-        psnr_every: the reconstruction PSNR is measured on one clip in so many, chosen by content; 0: on none.
-        deadline: seconds that the decoding of one clip may take.
         codec_name: the name or folder that the codec was loaded from, for store.json.
-        retry_skipped: read the clips again that were skipped before.
+        team: with others of a launcher, all of which make this call; the main one plans and writes the tables.
+        engine: has the shards made elsewhere.
+
+    Returns:
+        What became of every clip; None in the processes that are not the main one.
 
     Raises:
-        Refused: an impossible request, other settings than the store's, another process at work, no usable clip.
-        TooManySkipped: done, but over `max_skipped`.
+        Refused: an impossible request, a codec or type other than the store's, another process at work, no clip kept,
+            or a codec below the floor.
+        TooManySkipped: done, but over `options.max_skipped`.
         Stopped: the disk is full or cannot be written; what is done is kept.
     """
-    began = time.monotonic()
-    shape = check_request(codec, frames, size, fps, dtype, min(batch_size, shard_size))
-    source_folder, store_folder = Path(source_folder), Path(store_folder)
-    clips = find_clips(source_folder, captions)
-    check_folder(store_folder)
-    settings = {
-        "frames": frames, "size": list(size), "fps": float(fps), "crop": CROP_RULE, "reader": reader,
-        "codec": codec.fingerprint, "dtype": dtype,
-    }  # fmt: skip
-    plan = plan_clips(source_folder, clips, settings)
+    folder = Path(store_folder)
     try:
-        with files.lock(store_folder):
-            files.sweep(store_folder)
-            files.sweep(store_folder / SHARDS)
-            recorded = read_shards(store_folder, settings)
-            left = left_to_do(plan, recorded.rows, retry_skipped)
-            check_space(store_folder, len(left) * 2 * math.prod(shape) * DTYPES[dtype].itemsize)
-            tell = _teller(progress, plan, left, recorded)
-            work = ShardMaker(codec, store_folder, settings, recorded, batch_size, psnr_every, tell)
-            workers = default_workers() if workers is None else workers
-            ahead = min(2 * batch_size, _AHEAD_BYTES // (3 * frames * math.prod(size)))
-            with ClipReader(workers, deadline=deadline, ahead=ahead) as pool:
-                results = pool.read_many(read_request_of(source_folder, planned.clip, settings) for planned in left)
-                for first in range(0, len(left), shard_size):
-                    work.make(left[first : first + shard_size], results)
-            _check_any_kept(plan, recorded, source_folder)
-            about = {
-                "clip": {name: settings[name] for name in ("frames", "size", "fps", "crop")},
-                "codec": {"name": codec_name, "fingerprint": codec.fingerprint},
-                "latent": {"shape": list(shape), "dtype": dtype},
-            }
-            write_tables(store_folder, plan, recorded, settings, about)
+        if team.is_main_process:
+            return _lead(found, folder, codec, (rules, options), codec_name, progress, team, engine)
+        team.wait_for_everyone()  # until the work is written down
+        join(folder, codec)
+        team.wait_for_everyone()
+        return None
     except OSError as error:
         raise Stopped(
-            "the store cannot be written", where=error.filename or store_folder, got=error.strerror or error,
+            "the store cannot be written", where=error.filename or folder, got=error.strerror or error,
             fix="make room there and run the same command again: it goes on where it ended",
         ) from error  # fmt: skip
-    report = _report(store_folder, plan, recorded, len(left), time.monotonic() - began)
-    allowed = max_skipped if isinstance(max_skipped, int) else math.floor(max_skipped * len(plan))
-    if report.skipped > allowed:
-        raise TooManySkipped(report, allowed)
-    return report
 
 
-def _teller(progress: Progress | None, plan: Sequence[Planned], left: Sequence[Planned], recorded: Recorded) -> Any:
-    """Counts the clips that are done and skipped, from what was there before on, and tells `progress`."""
-    new = {planned.id for planned in left}
-    before = [recorded.rows[planned.id] for planned in plan if planned.id not in new]
-    done, skipped = len(plan) - len(left), sum(row["reason"] is not None for row in before)
-
-    def tell(was_skipped: bool) -> None:
-        nonlocal done, skipped
-        done, skipped = done + 1, skipped + was_skipped
-        if progress is not None:
-            progress(done, len(plan), skipped)
-
-    return tell
+def join(folder: Path, codec: Codec, numbers: Sequence[int] | None = None) -> None:
+    """Takes part in the run that is under way in a folder: makes shards (of `numbers`: any) until all are done."""
+    with files.lock(folder, shared=True):
+        work = read_work(folder)
+        if work.settings["codec"] != codec.fingerprint:
+            raise Refused(
+                "not the codec of this run", where=folder, got=codec.fingerprint, expected=work.settings["codec"]
+            )
+        if numbers is not None:
+            work.shards = {number: work.shards[number] for number in numbers}
+        make_shards(work, codec, Claims(folder, work_folder(folder)), _workers(work.options), lambda *_: None)
 
 
-def _kind(reason: str | None) -> str | None:
-    """The kind of fault: a reason without its details."""
-    return None if reason is None else reason.partition(":")[0]
-
-
-def _report(
-    store_folder: Path, plan: Sequence[Planned], recorded: Recorded, encoded: int, seconds: float
+def _lead(
+    found: Found,
+    folder: Path,
+    codec: Codec,
+    request: tuple[ClipRules, EncodeOptions],
+    codec_name: str,
+    progress: Progress | None,
+    team: Team,
+    engine: Engine | None,
 ) -> EncodeReport:
-    rows = [recorded.rows[planned.id] for planned in plan]
-    kept = [(planned, row) for planned, row in zip(plan, rows, strict=True) if row["reason"] is None]
-    ids = {planned.id for planned in plan}
-    measured = [row["psnr"] for _, row in kept if row["psnr"] is not None]
-    reasons = Counter(kind for row in rows if (kind := _kind(row["reason"])) is not None)
-    return EncodeReport(
-        store=store_folder,
-        planned=len(plan),
-        kept=len(kept),
-        skipped=len(plan) - len(kept),
-        reasons=dict(reasons.most_common()),
-        encoded=encoded,
-        same_content=len(plan) - len(ids),
-        without_caption=sum(planned.clip.caption is None for planned, _ in kept),
-        unused=sum(row["reason"] is None and id not in ids for id, row in recorded.rows.items()),
-        psnr=float(np.mean(measured)) if measured else None,
-        seconds=seconds,
-    )
+    """What the main process does: it plans, takes part, and writes the tables."""
+    began = time.monotonic()
+    rules, options = request
+    latent_shapes(codec, rules)  # what can be refused without a look at the sources is
+    check_folder(folder)
+    settings = {"codec": codec.fingerprint, "dtype": options.dtype, "tiling": codec.tiling}
+    with files.lock(folder) as lock:
+        files.sweep(folder)
+        files.sweep(folder / SHARDS)
+        recorded = read_shards(folder, settings)
+        facts = look_at(found, folder, rules, options)
+        rules = rules.settled(codec, sizes_of(facts))
+        shapes = latent_shapes(codec, rules)
+        plan = plan_clips(found.clips, facts, rules, settings)
+        left = left_to_do(plan, recorded.rows, options.retry_skipped)
+        needed = sum(2 * math.prod(shapes[planned.bucket]) for planned in left) * DTYPES[options.dtype].itemsize
+        check_space(folder, needed)
+        check_first(codec, found.folder, left, rules, options)
+        work = Work(found.folder.absolute(), folder, rules, options, settings, _numbered(left, recorded, options.shard_size))
+        work_folder(folder).mkdir(exist_ok=True)
+        if team.num_processes > 1 or engine is not None:
+            write_work(work)
+            lock.share()
+            team.wait_for_everyone()
+        claims = Claims(folder, work_folder(folder))
+        if engine is not None:
+            engine(work)
+        make_shards(
+            work, codec, claims, _workers(options), Teller(progress, plan, work.shards, recorded, claims)
+        )
+        team.wait_for_everyone()
+        recorded = read_shards(folder, settings)
+        check_any_kept(plan, recorded, found.folder)
+        about = {"codec": {"name": codec_name, "fingerprint": codec.fingerprint}, "dtype": options.dtype}
+        write_tables(folder, plan, recorded, settings, about | {"labels": found.labels})
+        shutil.rmtree(work_folder(folder))
+    return make_report(folder, plan, recorded, len(left), time.monotonic() - began, options.max_skipped)
 
 
-def _check_any_kept(plan: Sequence[Planned], recorded: Recorded, source_folder: Path) -> None:
-    reasons = Counter(_kind(recorded.rows[planned.id]["reason"]) for planned in plan)
-    if None not in reasons:
-        kind, count = reasons.most_common(1)[0]
-        raise Refused(
-            "no usable clip", where=source_folder, got=f"{len(plan)} skipped, most of them ({count}) {kind}",
-            expected="at least one that can be encoded",
-        )  # fmt: skip
+def look_at(found: Found, folder: Path, rules: ClipRules, options: EncodeOptions) -> dict[str, Facts]:
+    """The facts of all sources; what is found out is kept in the store's folder."""
+    known = read_facts(folder)
+    with ClipReader(_workers(options) + 1, deadline=options.deadline) as reader:
+        facts = find_facts(found.folder, found.clips, known, reader if rules.needs_probe else None)
+    if facts != known:
+        write_facts(folder, facts)
+    return facts
+
+
+def _numbered(left: Sequence[Planned], recorded: Recorded, size: int) -> dict[int, Sequence[Planned]]:
+    """The clips left to do, in shards with the first numbers that are free."""
+    shards: dict[int, Sequence[Planned]] = {}
+    number = 0
+    for first in range(0, len(left), size):
+        while number in recorded.shards:
+            number += 1
+        shards[number] = left[first : first + size]
+        number += 1
+    return shards
+
+
+def _workers(options: EncodeOptions) -> int:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return options.workers or max(1, default_workers() // here)

@@ -1,84 +1,147 @@
-"""What an encoding run is to do: the clips with their ids, and whether it can be done at all."""
+"""What an encoding run is to do: the clips with their ids, what is dropped and why, and whether it can be done at all."""
 
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmdit.clips.decode import ReadRequest
+from mmdit.clips.buckets import Bucket, choose_bucket
+from mmdit.clips.decode import CROP_RULE, SLACK, ReadRequest
+from mmdit.clips.part import Part
+from mmdit.clips.probe import Probed
 from mmdit.clips.source import SourceClip
 from mmdit.errors import Refused
-from mmdit.latents.codec import Codec
+from mmdit.latents.facts import Facts, where_of
+from mmdit.latents.request import ClipRules
 from mmdit.latents.store import INDEX, META, QUARANTINE, SHARDS
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A clip to be in the store, and the id of its latent: equal ids are equal latents."""
+    """A clip to be in the store, and the id of its latent: equal ids are equal latents.
+
+    `reason` says why it is dropped before it is read; None: it is not.
+    """
 
     id: str
     clip: SourceClip
+    frames: int
+    size: tuple[int, int]
+    fps: float
+    flip: bool = False
+    stride: int | None = None
+    reason: str | None = None
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket(self.frames, *self.size)
+
+    def as_json(self) -> str:
+        """One line that `from_json` understands."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Planned":
+        values = json.loads(line)
+        clip = values.pop("clip")
+        part = Part(**clip.pop("part")) if clip["part"] is not None else None
+        return cls(**values | {"size": tuple(values["size"]), "clip": SourceClip(**clip | {"part": part})})
 
 
-def plan_clips(source_folder: Path, clips: Sequence[SourceClip], settings: dict[str, Any]) -> list[Planned]:
-    """Each clip with its id: a hash of its file's bytes, its span, and all else that its latent depends on."""
-    paths = sorted({clip.path for clip in clips})
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = dict(zip(paths, pool.map(lambda path: _digest(source_folder / path), paths), strict=True))
+def plan_clips(
+    clips: Iterable[SourceClip],
+    facts: dict[str, Facts],
+    rules: ClipRules,
+    settings: dict[str, Any],
+    *,
+    probed: bool | None = None,
+) -> list[Planned]:
+    """Each clip that the sources give, in their order, with its id: a hash of its source's bytes, its span, and all
+    else that its latent depends on.
+
+    Args:
+        settings: those that all clips of a store share.
+        probed: whether the sources' headers decide; None: where the rules need it. Otherwise reading decides.
+    """
     plan = []
     for clip in clips:
-        facts = json.dumps([digests[clip.path], clip.start, clip.end, settings], sort_keys=True)
-        plan.append(Planned(hashlib.sha256(facts.encode()).hexdigest()[:32], clip))
+        for cut, bucket, reason in _cuts(clip, facts[clip.path], rules, rules.needs_probe if probed is None else probed):
+            for flip in (False, True) if rules.flip and reason is None else (False,):
+                about = [facts[clip.path].sha256, cut.start, cut.end, bucket, rules.fps, rules.stride, flip]
+                identity = json.dumps([*about, CROP_RULE, rules.reader, settings], sort_keys=True)
+                id = hashlib.sha256(identity.encode()).hexdigest()[:32]
+                size = (bucket.height, bucket.width)
+                plan.append(Planned(id, cut, bucket.frames, size, rules.fps, flip, rules.stride, reason))
     return plan
 
 
-def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:  # reading the clip finds it out too, and counts it
-        return f"{path.name}: {error.strerror}"
+def _cuts(clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool) -> Iterator[tuple[SourceClip, Bucket, str | None]]:
+    """The spans of a source that become clips, each with its bucket, or with the reason why it is dropped."""
+    first = rules.buckets[0]
+    if not probed:
+        yield clip, first, None
+        return
+    if facts.probed is None:
+        yield clip, first, facts.reason or f"cannot be read: {facts.sha256.partition(': ')[2]}"
+        return
+    length = _length(clip, facts.probed)
+    bucket = choose_bucket(rules.buckets, _frames(facts.probed, length, rules), facts.probed.size)
+    if bucket is None:
+        least = min(bucket.frames for bucket in rules.buckets)
+        yield clip, first, f"too short: {length:.3g} s of video, the shortest bucket has {least} frames"
+        return
+    source_fps = facts.probed.fps if rules.stride is not None else None
+    rate = source_fps / rules.stride if source_fps and rules.stride else rules.fps  # frames that a second gives
+    begin = clip.start or 0.0
+    for start in rules.windows.starts(length, (bucket.frames - 1) / rate + SLACK[0], bucket.frames / rate):
+        yield (clip if start == 0.0 else replace(clip, start=round(begin + start, 6))), bucket, None
+
+
+def _length(clip: SourceClip, probed: Probed) -> float:
+    """Seconds of the span that a clip may be cut from."""
+    end = probed.duration if clip.end is None else min(clip.end, probed.duration)
+    return max(end - (clip.start or 0.0), 0.0)
+
+
+def _frames(probed: Probed, length: float, rules: ClipRules) -> int:
+    """How many frames a span has at the wanted rate: those that begin before its end."""
+    if probed.kind == "image":
+        return 1
+    if rules.stride is None:
+        return math.ceil((length - SLACK[0]) * rules.fps)
+    return -(-round(length * (probed.fps or 0.0)) // rules.stride)
+
+
+def speed_of(planned: Planned, probed: Probed | None) -> float:
+    """How many seconds of the source a second of the clip shows; 1: true speed."""
+    if planned.stride is None or probed is None or not probed.fps:
+        return 1.0
+    return planned.stride * planned.fps / probed.fps
 
 
 def left_to_do(plan: Sequence[Planned], rows: dict[str, dict[str, Any]], retry_skipped: bool) -> list[Planned]:
-    """What is still to be encoded, each latent once; `rows` are the recorded clips by id."""
-    left = {planned.id: planned for planned in reversed(plan)}
+    """What is still to be encoded, each latent once, those of one shape together; `rows` are the recorded clips."""
+    left: dict[str, Planned] = {}
     for planned in plan:
         row = rows.get(planned.id)
-        if row is not None and not (retry_skipped and row["reason"] is not None):
-            left.pop(planned.id, None)
-    return [planned for planned in plan if left.get(planned.id) is planned]
+        if planned.reason is None and (row is None or (retry_skipped and row["reason"] is not None)):
+            left.setdefault(planned.id, planned)
+    return sorted(left.values(), key=lambda planned: planned.bucket)
 
 
-def read_request_of(source_folder: Path, clip: SourceClip, settings: dict[str, Any]) -> ReadRequest:
+def read_request_of(root: Path, planned: Planned, rules: ClipRules) -> ReadRequest:
+    """What the decoding processes are asked for."""
+    file, offset, length = where_of(root, planned.clip.path, planned.clip.part)
     return ReadRequest(
-        path=str(source_folder.absolute() / clip.path),
-        frames=settings["frames"], size=tuple(settings["size"]), fps=settings["fps"],
-        start=clip.start, end=clip.end, reader=settings["reader"],
+        path=str(file.absolute()), frames=planned.frames, size=planned.size, fps=planned.fps, start=planned.clip.start,
+        end=planned.clip.end, reader=rules.reader, offset=offset, length=length, flip=planned.flip,
+        stride=planned.stride,
     )  # fmt: skip
-
-
-def check_request(
-    codec: Codec, frames: int, size: tuple[int, int], fps: float, dtype: str, least: int
-) -> tuple[int, int, int, int]:
-    """The shape of one latent."""
-    if frames < 1 or min(size) < 1 or not (math.isfinite(fps) and fps > 0):
-        raise Refused("an impossible clip", got=f"{frames} frames of {size[0]}x{size[1]} at {fps:g} a second")
-    if dtype not in DTYPES:
-        raise Refused("an unknown type for latents", got=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
-    if least < 1:
-        raise Refused("an empty batch or shard", got=least, expected="1 or more clips")
-    return codec.channels, *codec.latent_size((frames, *size))
 
 
 def check_folder(folder: Path) -> None:
