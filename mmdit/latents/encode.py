@@ -27,8 +27,9 @@ from mmdit.latents.plan import (
     plan_clips,
     read_request_of,
 )
-from mmdit.latents.shards import Recorded, read_shards, write_tables
+from mmdit.latents.shards import Recorded, read_shards
 from mmdit.latents.store import SHARDS
+from mmdit.latents.tables import write_tables
 from mmdit.latents.work import ShardMaker
 
 _AHEAD_BYTES = 512 << 20  # decoded frames that wait for the codec
@@ -122,11 +123,9 @@ def encode_folder(
     source_folder, store_folder = Path(source_folder), Path(store_folder)
     clips = find_clips(source_folder, captions)
     check_folder(store_folder)
-    settings = {
-        "frames": frames, "size": list(size), "fps": float(fps), "crop": CROP_RULE, "reader": reader,
-        "codec": codec.fingerprint, "dtype": dtype,
-    }  # fmt: skip
-    plan = plan_clips(source_folder, clips, settings)
+    settings = {"codec": codec.fingerprint, "dtype": dtype, "tiling": None}
+    request = {"frames": frames, "size": list(size), "fps": float(fps), "crop": CROP_RULE, "reader": reader}
+    plan = plan_clips(source_folder, clips, settings | request)
     try:
         with files.lock(store_folder):
             files.sweep(store_folder)
@@ -139,15 +138,11 @@ def encode_folder(
             workers = default_workers() if workers is None else workers
             ahead = min(2 * batch_size, _AHEAD_BYTES // (3 * frames * math.prod(size)))
             with ClipReader(workers, deadline=deadline, ahead=ahead) as pool:
-                results = pool.read_many(read_request_of(source_folder, planned.clip, settings) for planned in left)
+                results = pool.read_many(read_request_of(source_folder, planned.clip, request) for planned in left)
                 for first in range(0, len(left), shard_size):
                     work.make(left[first : first + shard_size], results)
             _check_any_kept(plan, recorded, source_folder)
-            about = {
-                "clip": {name: settings[name] for name in ("frames", "size", "fps", "crop")},
-                "codec": {"name": codec_name, "fingerprint": codec.fingerprint},
-                "latent": {"shape": list(shape), "dtype": dtype},
-            }
+            about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
             write_tables(store_folder, plan, recorded, settings, about)
     except OSError as error:
         raise Stopped(

@@ -17,7 +17,7 @@ from mmdit.clips.decode import ReadRequest
 from mmdit.clips.source import SourceClip
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
-from mmdit.latents.store import INDEX, META, QUARANTINE, SHARDS
+from mmdit.latents.store import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -28,6 +28,14 @@ class Planned:
 
     id: str
     clip: SourceClip
+    frames: int
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    fps: float
+    flip: bool = False
+    """Mirrored left to right."""
+    stride: int | None = None
+    """Every so-many-th source frame; None: by time stamp at `fps`."""
 
 
 def plan_clips(source_folder: Path, clips: Sequence[SourceClip], settings: dict[str, Any]) -> list[Planned]:
@@ -38,7 +46,9 @@ def plan_clips(source_folder: Path, clips: Sequence[SourceClip], settings: dict[
     plan = []
     for clip in clips:
         facts = json.dumps([digests[clip.path], clip.start, clip.end, settings], sort_keys=True)
-        plan.append(Planned(hashlib.sha256(facts.encode()).hexdigest()[:32], clip))
+        height, width = settings["size"]
+        shape = {"frames": settings["frames"], "size": (height, width), "fps": settings["fps"]}
+        plan.append(Planned(hashlib.sha256(facts.encode()).hexdigest()[:32], clip, **shape))
     return plan
 
 
@@ -88,7 +98,7 @@ def check_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise Refused("no store can be made there", where=folder, got=error.strerror) from None
-    if names and not names & {SHARDS, META, INDEX, QUARANTINE}:
+    if names and not names & {SHARDS, META, INDEX, SHARD_TABLE, QUARANTINE}:
         raise Refused(
             "the folder has other things in it", where=folder, got=", ".join(sorted(names)[:3]),
             expected="a latent store, or an empty or new folder",
