@@ -42,7 +42,7 @@ def score_demo(folder: Path, probe: Probe, codec: Codec, *, real_clips: int, sho
         Stopped: the probe reads fewer than 99 % of the real clips right, so its scores would mean nothing.
     """
     store = LatentStore.open(folder / "store")
-    clip = store.meta["clip"]
+    clip = store.clip
     real = {name: _real(folder, store, codec, split, real_clips) for name, split in SPLITS.items()}
     everything = torch.cat([part.clips for part in real.values()])
     check_probe(probe, everything, columns([row for part in real.values() for row in part.rows], ATTRIBUTES))
@@ -69,9 +69,9 @@ def score_demo(folder: Path, probe: Probe, codec: Codec, *, real_clips: int, sho
 
 def _real(folder: Path, store: LatentStore, codec: Codec, split: str, count: int) -> RealClips:
     numbers = store.split(split)[:count]
-    rows = [store.table.slice(int(number), 1).to_pylist()[0] for number in numbers]
-    clips = _read([folder / "clips" / row["source"] for row in rows], store.meta["clip"]["frames"], store.meta["clip"])
-    means = torch.stack([store.latent(int(number))[0].float() for number in numbers])
+    rows = [store.row(number) for number in numbers]
+    clips = _read([folder / "clips" / row["source"] for row in rows], store.clip["frames"], store.clip)
+    means = torch.stack([store.latent(number)[0].float() for number in numbers])
     return RealClips(rows, clips, torch.cat([codec.decode(part) for part in means.split(BATCH)]))
 
 

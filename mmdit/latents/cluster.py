@@ -36,7 +36,9 @@ def ray_engine(load: Callable[[], "Codec"], processes: int, *, gpus: float = 0.0
         if started:
             ray.init(include_dashboard=False, log_to_driver=False)
         try:
-            shards = ray.data.from_items([{"number": number} for number in work.shards], override_num_blocks=len(work.shards))
+            shards = ray.data.from_items(
+                [{"number": number} for number in work.shards], override_num_blocks=len(work.shards)
+            )
             made = shards.map_batches(
                 _Encoder,
                 fn_constructor_args=(str(work.folder.absolute()), load),

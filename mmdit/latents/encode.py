@@ -7,10 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmdit import files
+from mmdit.clips.decode import CROP_RULE
 from mmdit.clips.reader import ClipReader, default_workers
 from mmdit.clips.source import Found
 from mmdit.errors import Refused, Stopped
@@ -20,9 +22,10 @@ from mmdit.latents.facts import Facts, find_facts, read_facts, write_facts
 from mmdit.latents.fidelity import check_first
 from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips
 from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
-from mmdit.latents.request import ClipRules, EncodeOptions, latent_shapes
-from mmdit.latents.shards import Recorded, read_shards, write_tables
-from mmdit.latents.store import DTYPES, SHARDS
+from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
+from mmdit.latents.shards import Recorded, read_shards
+from mmdit.latents.store import SHARDS
+from mmdit.latents.tables import write_tables
 from mmdit.latents.work import Work, make_shards, read_work, work_folder, write_work
 
 Progress = Callable[[int, int, str], None]
@@ -139,7 +142,9 @@ def _lead(
         needed = sum(2 * math.prod(shapes[planned.bucket]) for planned in left) * DTYPES[options.dtype].itemsize
         check_space(folder, needed)
         check_first(codec, found.folder, left, rules, options)
-        work = Work(found.folder.absolute(), folder, rules, options, settings, _numbered(left, recorded, options.shard_size))
+        work = Work(
+            found.folder.absolute(), folder, rules, options, settings, _numbered(left, recorded, options.shard_size)
+        )
         work_folder(folder).mkdir(exist_ok=True)
         if team.num_processes > 1 or engine is not None:
             write_work(work)
@@ -148,13 +153,11 @@ def _lead(
         claims = Claims(folder, work_folder(folder))
         if engine is not None:
             engine(work)
-        make_shards(
-            work, codec, claims, _workers(options), Teller(progress, plan, work.shards, recorded, claims)
-        )
+        make_shards(work, codec, claims, _workers(options), Teller(progress, plan, work.shards, recorded, claims))
         team.wait_for_everyone()
         recorded = read_shards(folder, settings)
         check_any_kept(plan, recorded, found.folder)
-        about = {"codec": {"name": codec_name, "fingerprint": codec.fingerprint}, "dtype": options.dtype}
+        about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
         write_tables(folder, plan, recorded, settings, about | {"labels": found.labels})
         shutil.rmtree(work_folder(folder))
     return make_report(folder, plan, recorded, len(left), time.monotonic() - began, options.max_skipped)
@@ -173,12 +176,9 @@ def look_at(found: Found, folder: Path, rules: ClipRules, options: EncodeOptions
 def _numbered(left: Sequence[Planned], recorded: Recorded, size: int) -> dict[int, Sequence[Planned]]:
     """The clips left to do, in shards with the first numbers that are free."""
     shards: dict[int, Sequence[Planned]] = {}
-    number = 0
-    for first in range(0, len(left), size):
-        while number in recorded.shards:
-            number += 1
+    free = (number for number in count() if number not in recorded.shards)
+    for first, number in zip(range(0, len(left), size), free, strict=False):
         shards[number] = left[first : first + size]
-        number += 1
     return shards
 
 

@@ -17,8 +17,7 @@ from mmdit.latents.codec import Codec
 from mmdit.latents.facts import find_facts, sizes_of
 from mmdit.latents.plan import Planned, plan_clips, read_request_of, speed_of
 from mmdit.latents.report import kind_of
-from mmdit.latents.request import ClipRules, EncodeOptions, latent_shapes
-from mmdit.latents.store import DTYPES
+from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
 
 _MEASURED = 24  # clips read for the prediction of time
 

@@ -16,9 +16,9 @@ from mmdit.clips.part import Part
 from mmdit.clips.probe import Probed
 from mmdit.clips.source import SourceClip
 from mmdit.errors import Refused
-from mmdit.latents.facts import Facts, where_of
+from mmdit.latents.facts import FACTS, Facts, where_of
 from mmdit.latents.request import ClipRules
-from mmdit.latents.store import INDEX, META, QUARANTINE, SHARDS
+from mmdit.latents.store import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def plan_clips(
     """
     plan = []
     for clip in clips:
-        for cut, bucket, reason in _cuts(clip, facts[clip.path], rules, rules.needs_probe if probed is None else probed):
+        for cut, bucket, reason in _cuts(
+            clip, facts[clip.path], rules, rules.needs_probe if probed is None else probed
+        ):
             for flip in (False, True) if rules.flip and reason is None else (False,):
                 about = [facts[clip.path].sha256, cut.start, cut.end, bucket, rules.fps, rules.stride, flip]
                 identity = json.dumps([*about, CROP_RULE, rules.reader, settings], sort_keys=True)
@@ -80,7 +82,9 @@ def plan_clips(
     return plan
 
 
-def _cuts(clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool) -> Iterator[tuple[SourceClip, Bucket, str | None]]:
+def _cuts(
+    clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool
+) -> Iterator[tuple[SourceClip, Bucket, str | None]]:
     """The spans of a source that become clips, each with its bucket, or with the reason why it is dropped."""
     first = rules.buckets[0]
     if not probed:
@@ -124,6 +128,13 @@ def speed_of(planned: Planned, probed: Probed | None) -> float:
     return planned.stride * planned.fps / probed.fps
 
 
+def row_of(planned: Planned, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is recorded of a planned clip; of one that was dropped before it was read, why."""
+    if planned.reason is not None:
+        return {"id": planned.id, "source": planned.clip.path, "reason": planned.reason}
+    return rows[planned.id]
+
+
 def left_to_do(plan: Sequence[Planned], rows: dict[str, dict[str, Any]], retry_skipped: bool) -> list[Planned]:
     """What is still to be encoded, each latent once, those of one shape together; `rows` are the recorded clips."""
     left: dict[str, Planned] = {}
@@ -151,7 +162,7 @@ def check_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise Refused("no store can be made there", where=folder, got=error.strerror) from None
-    if names and not names & {SHARDS, META, INDEX, QUARANTINE}:
+    if names and not names & {FACTS, SHARDS, META, INDEX, SHARD_TABLE, QUARANTINE}:
         raise Refused(
             "the folder has other things in it", where=folder, got=", ".join(sorted(names)[:3]),
             expected="a latent store, or an empty or new folder",

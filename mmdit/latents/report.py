@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmdit.errors import OverBudget, Refused
 from mmdit.latents.claims import Claims
-from mmdit.latents.plan import Planned
+from mmdit.latents.plan import Planned, row_of
 from mmdit.latents.shards import Recorded
 
 Progress = Callable[[int, int, str], None]
@@ -109,7 +108,7 @@ def make_report(
     folder: Path, plan: Sequence[Planned], recorded: Recorded, encoded: int, seconds: float, max_skipped: int | float
 ) -> EncodeReport:
     """Raises TooManySkipped where more was skipped than allowed."""
-    rows = [row_of(planned, recorded) for planned in plan]
+    rows = [row_of(planned, recorded.rows) for planned in plan]
     kept = [(planned, row) for planned, row in zip(plan, rows, strict=True) if row["reason"] is None]
     ids = {planned.id for planned in plan if planned.reason is None}
     measured = [row["psnr"] for _, row in kept if row["psnr"] is not None]
@@ -134,13 +133,6 @@ def make_report(
     return report
 
 
-def row_of(planned: Planned, recorded: Recorded) -> dict[str, Any]:
-    """What is recorded of a planned clip; of one that was dropped before it was read, why."""
-    if planned.reason is not None:
-        return {"id": planned.id, "source": planned.clip.path, "reason": planned.reason}
-    return recorded.rows[planned.id]
-
-
 def kind_of(reason: str) -> str:
     """The kind of fault: a reason without its details."""
     return reason.partition(":")[0]
@@ -148,7 +140,7 @@ def kind_of(reason: str) -> str:
 
 def check_any_kept(plan: Sequence[Planned], recorded: Recorded, where: Path) -> None:
     """Refused where every clip was skipped: that is no store."""
-    reasons = [row_of(planned, recorded)["reason"] for planned in plan]
+    reasons = [row_of(planned, recorded.rows)["reason"] for planned in plan]
     if None not in reasons:
         (kind, count), *_ = Counter(kind_of(reason) for reason in reasons if reason is not None).most_common(1)
         raise Refused(

@@ -4,12 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from mmdit.clips.buckets import Bucket, derive_buckets
 from mmdit.clips.decode import ReaderName
 from mmdit.clips.windows import Windows
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
-from mmdit.latents.store import DTYPES
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 A store is a folder:
 
-    store.json                format, clip rules, codec, latent shape, channel statistics, counts, sha256 of each shard
-    index.parquet             a row a clip
+    store.json                format, settings, codec, groups, label names, channel statistics, counts, table hashes
+    index.parquet             a row a clip, the rows of a group together
+    shards.parquet            a row a shard: number, name, bytes, sha256, clips
     quarantine.parquet        a row a clip that could not be encoded, with the reason
     shards/NNNNN.safetensors  "<id>.mean" and "<id>.std", each (channel, frame, height, width)
     shards/NNNNN.parquet      what is known of the clips of that shard, the skipped ones included
@@ -11,23 +12,34 @@ A store is a folder:
 store.json is written last: a folder with it is a whole store. A shard counts once both of its files are there.
 """
 
+import io
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
 from mmdit.errors import Refused
+from mmdit.latents import format_1
+from mmdit.latents.rows import Rows
 
-FORMAT = 1
-META, INDEX, QUARANTINE, SHARDS = "store.json", "index.parquet", "quarantine.parquet", "shards"
+FORMAT = 2
+META, INDEX, SHARD_TABLE, QUARANTINE, SHARDS = (
+    "store.json", "index.parquet", "shards.parquet", "quarantine.parquet", "shards",
+)  # fmt: skip
+T = TypeVar("T")
 _OPEN_SHARDS = 128  # files held open by one process
 
 
@@ -36,30 +48,50 @@ def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / SHARDS / f"{number:05d}.safetensors", folder / SHARDS / f"{number:05d}.parquet"
 
 
+@dataclass(frozen=True)
+class Group:
+    """Clips of one split and one shape: a range of rows. `latent` is (channel, frame, height, width)."""
+
+    split: str
+    frames: int
+    height: int
+    width: int
+    latent: tuple[int, int, int, int]
+    first: int
+    count: int
+
+    @property
+    def rows(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
 class LatentStore:
     """A whole store, open for reading. It may be handed to forked and to spawned processes.
 
+    What it costs to open does not grow with the number of clips: tables are read a part at a time, where they are
+    asked for, and shards are looked at when they are first read from.
+
     Attributes:
         folder: where it is.
-        meta: store.json: "clip" (frames, size, fps, crop), "codec" (name, fingerprint, ...), "latent", "counts", ...
-        table: index.parquet, a row a clip. Columns: id, source, start, end, fps, frames, height, width, latent,
-            caption, label, split, shard, psnr, source_frames, source_fps, source_height, source_width, reader, and the
-            attributes of captions.csv. `caption`, `label` and `psnr` may be null.
+        meta: store.json: "settings" (codec, dtype, tiling), "codec" (name, fingerprint, ...), "counts", ...
+        groups: the rows by split and shape.
+        labels: the label names; the number of a label is its place here, and the null class is the number after.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any], table: pyarrow.Table) -> None:
-        self.folder, self.meta, self.table = folder, meta, table
-        self._ids = table["id"].combine_chunks()
-        self._shards = table["shard"].to_numpy()
+    def __init__(self, folder: Path, meta: dict[str, Any], index: Rows, shards: Rows) -> None:
+        self.folder, self.meta = folder, meta
+        self.groups = tuple(Group(**group | {"latent": tuple(group["latent"])}) for group in meta["groups"])
+        self.labels: list[str] = list(meta["labels"])
+        self._index, self._shards = index, shards
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._owner = os.getpid()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "LatentStore":
-        """Opens a store. The latents themselves are not read.
+        """Opens a store. Neither the latents nor the rows of its tables are read.
 
         Raises:
-            Refused: no whole store, one of a newer format, or a shard missing or of another size than recorded.
+            Refused: no whole store, one of a newer format, or tables that store.json does not fit.
         """
         folder = Path(folder)
         meta = read_meta(folder)
@@ -73,69 +105,159 @@ class LatentStore:
                 if begun
                 else "make one with `mmdit encode FOLDER --out STORE`",
             )
-        for shard in meta["shards"]:
-            path = folder / SHARDS / shard["name"]
-            size = path.stat().st_size if path.is_file() else "no file"
-            if size != shard["bytes"]:
-                raise Refused(
-                    "a damaged store",
-                    where=path,
-                    got=size if isinstance(size, str) else f"{size} bytes",
-                    expected=f"{shard['bytes']} bytes",
-                    fix="remove store.json there and run the same `mmdit encode` command again",
-                )
-        table = pyarrow.parquet.read_table(folder / INDEX)
-        if len(table) != meta["counts"]["clips"]:
+        if meta["format"] == 1:
+            old = meta
+            meta, *tables = _read(folder / INDEX, lambda: format_1.as_format_2(folder / INDEX, old))
+            index, shards = map(_rows_of, tables)
+        else:
+            index, shards = (_open_rows(folder / name) for name in (INDEX, SHARD_TABLE))
+        store = cls(folder, meta, index, shards)
+        ends = [0, *(group.first + group.count for group in store.groups)]
+        whole = ends[-1] == meta["counts"]["clips"] and [group.first for group in store.groups] == ends[:-1]
+        if len(index) != ends[-1] or not whole:
             raise Refused(
-                "a damaged store", where=folder / INDEX, got=f"{len(table)} rows", expected=meta["counts"]["clips"]
-            )
-        return cls(folder, meta, table)
+                "a damaged store", where=folder / INDEX, got=f"{len(index)} rows",
+                expected=f"{meta['counts']['clips']}, as store.json says", fix=_AGAIN,
+            )  # fmt: skip
+        return store
 
     def __reduce__(self) -> Any:
         return LatentStore.open, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._index)
+
+    def row(self, number: int) -> dict[str, Any]:
+        """What is known of one clip, by column: id, source, start, end, fps, frames, height, width, flip, stride,
+        speed, latent, caption, label, split, shard, psnr, source_frames, source_fps, source_height, source_width,
+        reader, and the attributes. `caption`, `label`, `psnr` and `stride` may be None.
+
+        Raises:
+            IndexError: no such row.
+        """
+        return self._index.row(number)
+
+    def column(self, name: str, first: int = 0, count: int | None = None) -> pyarrow.ChunkedArray:
+        """One column of `count` rows (None: all that follow) from row `first` on; `IndexError` where there are none."""
+        return self._index.column(name, first, count)
+
+    @cached_property
+    def table(self) -> pyarrow.Table:
+        """The whole index, for small stores."""
+        return pyarrow.table({name: self.column(name) for name in self._index.names})
+
+    def row_of(self, id: str) -> int:
+        """The first row with this id. All ids before it are read: for a few clips, not for many.
+
+        Raises:
+            Refused: no such clip.
+        """
+        first = 0
+        while first < len(self):
+            part, _ = self._index.part(first, ("id", "shard"))
+            place = pyarrow.compute.index(part["id"], id).as_py()
+            if place >= 0:
+                return first + place
+            first += len(part)
+        raise Refused("no such clip in the store", where=self.folder, got=id, expected="the id of a row")
 
     def latent(self, row: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the normalised latent of one row, each (channel, frame, height, width).
 
         They are views of the mapped file in the type that the store holds (float16 by default): do not write to them.
         A draw is mean + std * noise, computed in float32.
+
+        Raises:
+            Refused: the shard is missing, damaged, or of another size than recorded.
+            IndexError: no such row.
         """
-        number, name = int(self._shards[row]), self._ids[row].as_py()
+        number, id = self.location(row)
         file = self._file(number)
-        return file.get_tensor(f"{name}.mean"), file.get_tensor(f"{name}.std")
+        try:
+            return file.get_tensor(f"{id}.mean"), file.get_tensor(f"{id}.std")
+        except Exception as error:
+            raise Refused("a damaged shard", where=shard_paths(self.folder, number)[0], got=error, fix=_FIX) from None
+
+    def location(self, row: int) -> tuple[int, str]:
+        """The number of the shard that a row's latent is in, and its id there."""
+        part, place = self._index.part(row, ("id", "shard"))
+        return part["shard"][place].as_py(), part["id"][place].as_py()
+
+    @cached_property
+    def shards(self) -> dict[int, dict[str, Any]]:
+        """What store and shards must agree on, by number of the shard: name, bytes, sha256, clips."""
+        names = ("number", "name", "bytes", "sha256", "clips")
+        columns = [self._shards.column(name).to_pylist() for name in names]
+        return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in zip(*columns, strict=True)}
 
     def _file(self, number: int) -> Any:
         if self._owner != os.getpid():  # forked: the parent's handles are the parent's
             self._files, self._owner = OrderedDict(), os.getpid()
         if number not in self._files:
             path = shard_paths(self.folder, number)[0]
+            check_size(path, self.shards[number]["bytes"])
             try:
                 self._files[number] = safe_open(path, framework="pt")
             except Exception as error:
-                raise Refused("a damaged shard", where=path, got=error) from None
+                raise Refused("a damaged shard", where=path, got=error, fix=_FIX) from None
             if len(self._files) > _OPEN_SHARDS:
                 self._files.popitem(last=False)
         self._files.move_to_end(number)
         return self._files[number]
 
-    @property
-    def labels(self) -> list[str]:
-        """The label names, sorted; the number of a label is its place here."""
-        return sorted(name for name in pyarrow.compute.unique(self.table["label"]).to_pylist() if name is not None)
+    def label_numbers(self, first: int = 0, count: int | None = None) -> NDArray[np.int64]:
+        """The number of each label of these rows, -1 where there is none; never the null class.
 
-    def split(self, name: str) -> list[int]:
-        """The rows of one split, in the order of the index; empty when there is no such split."""
-        mask = pyarrow.compute.equal(self.table["split"], name).to_numpy()
-        return [int(row) for row in mask.nonzero()[0]]
+        Raises:
+            Refused: a label that is not among the names, with its row.
+        """
+        column = self.column("label", first, count)
+        known = pyarrow.array(self.labels, pyarrow.string())
+        numbers = pyarrow.compute.index_in(column.cast(pyarrow.string()), known).fill_null(-1).to_numpy()
+        unknown = np.flatnonzero((numbers < 0) & column.is_valid().to_numpy())
+        if len(unknown):
+            row = int(unknown[0])
+            raise Refused(
+                "a label that is not among the names", where=f"{self.folder / INDEX}, row {first + row}",
+                got=repr(column[row].as_py()), expected=f"one of the {len(self.labels)} labels of store.json",
+                fix=_AGAIN,
+            )  # fmt: skip
+        return numbers.astype(np.int64)
+
+    def split(self, name: str) -> range:
+        """The rows of one split; empty when there is no such split."""
+        groups = [group for group in self.groups if group.split == name]
+        return range(groups[0].first, groups[-1].rows.stop) if groups else range(0)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(channel, frame, height, width) of every latent."""
-        channels, frames, height, width = self.meta["latent"]["shape"]
-        return channels, frames, height, width
+        """(channel, frame, height, width) of every latent.
+
+        Raises:
+            Refused: there are several shapes.
+        """
+        shapes = dict.fromkeys(group.latent for group in self.groups)
+        if len(shapes) != 1:
+            raise Refused(
+                "the store holds latents of several shapes", where=self.folder,
+                got=", ".join("x".join(map(str, shape)) for shape in shapes), expected="one",
+                fix="encode clips of one size and length into a store of their own",
+            )  # fmt: skip
+        return next(iter(shapes))
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """What every clip is: "frames", "size" (height, width), "fps".
+
+        Raises:
+            Refused: there are several kinds.
+        """
+        if self.meta["clip"] is None:
+            raise Refused(
+                "the store holds clips of several shapes or frame rates", where=self.folder, expected="one kind",
+                fix="encode clips of one kind into a store of their own",
+            )  # fmt: skip
+        return self.meta["clip"]
 
     @property
     def channel_mean(self) -> Tensor:
@@ -146,6 +268,39 @@ class LatentStore:
     def channel_std(self) -> Tensor:
         """Deviation of each latent channel of drawn latents over the whole store, float32 (channel,)."""
         return torch.tensor(self.meta["channel_std"])
+
+
+_AGAIN = "remove store.json there and run the same `mmdit encode` command again"
+_FIX = "run `mmdit verify --fix` on the store"
+
+
+def check_size(path: Path, expected: int) -> None:
+    """Refuses a file that is missing or has another size than recorded."""
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        raise Refused(
+            "a damaged store", where=path, got="no file" if size is None else f"{size} bytes",
+            expected=f"{expected} bytes", fix=_FIX,
+        )  # fmt: skip
+
+
+def _read(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
+        raise Refused("a damaged store", where=path, got=f"{type(error).__name__}: {error}", fix=_AGAIN) from None
+
+
+def _open_rows(path: Path) -> Rows:
+    return _read(path, lambda: Rows(lambda: str(path)))
+
+
+def _rows_of(table: pyarrow.Table) -> Rows:
+    """A table in memory as `Rows`."""
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    data = pyarrow.py_buffer(buffer.getvalue())
+    return Rows(lambda: pyarrow.BufferReader(data))
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

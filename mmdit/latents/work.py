@@ -21,9 +21,8 @@ from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
 from mmdit.latents.fidelity import psnr
 from mmdit.latents.plan import Planned, read_request_of
-from mmdit.latents.request import ClipRules, EncodeOptions
+from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions
 from mmdit.latents.shards import write_shard
-from mmdit.latents.store import DTYPES
 
 _AHEAD_BYTES = 512 << 20  # decoded frames that wait for the codec
 
@@ -231,7 +230,14 @@ def _row(planned: Planned, decoded: Decoded, latent: _Latent, floor: float | Non
         "reason": None,
         "start": decoded.start,
         "end": decoded.end,
+        "fps": planned.fps,
+        "frames": planned.frames,
+        "height": planned.size[0],
+        "width": planned.size[1],
+        "flip": planned.flip,
+        "stride": planned.stride,
         "speed": decoded.speed,
+        "latent": list(mean.shape),
         "source_frames": decoded.source_frames,
         "source_fps": decoded.source_fps,
         "source_height": height,

@@ -102,7 +102,7 @@ def _is_finite(run: Run, loss: Tensor, norm: Tensor, batch: Batch) -> bool:
         return True
     run.bad_steps += 1
     if run.bad_steps >= run.config.stop_after_bad_steps:
-        clips = [run.store.table["id"][row].as_py() for row in batch.rows[:8]]
+        clips = [run.store.row(row)["id"] for row in batch.rows[:8]]
         raise Stopped(
             "no finite loss or gradient",
             where=f"{run.folder}, step {run.step}",

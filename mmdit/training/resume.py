@@ -87,7 +87,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 def _data_state(run: Run) -> dict[str, Any]:
     """What must be the same of the store for a run to go on."""
-    return {"codec": run.store.meta["codec"], "clip": run.store.meta["clip"], "store_rows": len(run.store)}
+    return {"codec": run.store.meta["codec"], "clip": run.store.clip, "store_rows": len(run.store)}
 
 
 def resume(run: Run) -> None:

@@ -60,7 +60,9 @@ def tables(folder: Path) -> list[bytes] | None:
     except Refused:
         return None
     assert all(part.isfinite().all() for row in range(len(store)) for part in store.latent(row))
-    return [(folder / name).read_bytes() for name in ("store.json", "index.parquet", "quarantine.parquet")]
+    return [
+        (folder / name).read_bytes() for name in ("store.json", "index.parquet", "shards.parquet", "quarantine.parquet")
+    ]
 
 
 def in_a_fork(work: Callable[[], Any]) -> int | None:
@@ -105,7 +107,7 @@ def walk(
 
 def test_killed_at_every_write_of_a_new_store(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = walk(monkeypatch, lambda store: None, tmp_path / "stores", lambda store: run(videos, store))
-    assert points == 3 * (2 * 2 + 3)  # two files a shard, index, quarantine, store.json; three stages each
+    assert points == 3 * (2 * 2 + 4)  # two files a shard, three tables, store.json; three stages each
     store = LatentStore.open(tmp_path / "stores" / "1")
     assert len(store) == 4 and store.latent(3)[0].isfinite().all()
 
@@ -116,7 +118,7 @@ def test_killed_at_every_write_of_an_added_video(videos: Path, tmp_path: Path, m
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         (few / name).write_bytes((videos / name).read_bytes())
     points = walk(monkeypatch, lambda store: run(few, store), tmp_path / "stores", lambda store: run(videos, store))
-    assert points == 3 * (2 + 3)
+    assert points == 3 * (2 + 4)
 
 
 def test_killed_at_every_write_of_a_changed_table(
@@ -132,7 +134,7 @@ def test_killed_at_every_write_of_a_changed_table(
         tmp_path / "stores",
         lambda store: run(videos, store, captions=new),
     )
-    assert points == 3 * 3
+    assert points == 3 * 4
 
 
 def test_a_killed_run_does_at_most_a_shard_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,15 +239,15 @@ def test_two_encoders_on_one_folder(videos: Path, tmp_path: Path, monkeypatch: p
 def test_a_flipped_byte_while_writing_differs_from_the_recorded_hash(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `sha256` in store.json is for: it is of the bytes that were meant to be written."""
+    """What `sha256` of a shard is for: it is of the bytes that were meant to be written."""
     import hashlib
 
     monkeypatch.setattr(encode, "ClipReader", Direct)
     monkeypatch.setenv("MMDIT_FAULT", "corrupt@00000.safetensors:written")
     run(videos, tmp_path / "store")
-    shards = LatentStore.open(tmp_path / "store").meta["shards"]
+    shards = LatentStore.open(tmp_path / "store").shards
     same = [
         hashlib.sha256((tmp_path / "store" / "shards" / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
-        for shard in shards
+        for shard in shards.values()
     ]
     assert same == [False, True]
