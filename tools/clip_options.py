@@ -22,9 +22,7 @@ Tokens = Annotated[
     typer.Option("--token-budget", help="Derive sizes from the sources: at most so many 2x2 latent patches a clip."),
 ]
 Fps = Annotated[float, typer.Option(help="Frames a second; the speed stays true.")]
-Stride = Annotated[
-    int | None, typer.Option(help="Take every so-many-th frame of the source instead of going by time.")
-]
+Stride = Annotated[int | None, typer.Option(help="Take every so-many-th frame of the source instead of going by time.")]
 WindowsOption = Annotated[
     str, typer.Option("--windows", help="Clips a video: 1 (its beginning), a number (spread evenly), or all.")
 ]
