@@ -1,14 +1,13 @@
 """The options of `encode` and `plan` that say which clips are cut from which sources."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from mmdit.clips.windows import Windows
-    from mmdit.latents.request import ClipRules, TokenBudget
+    from mmdit.latents.request import ClipRules
 
 Codec = Annotated[str, typer.Option(help="A codec that comes with mmdit, a folder, or a hub name.")]
 Frames = Annotated[int, typer.Option(help="Frames a clip.")]

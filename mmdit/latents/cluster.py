@@ -36,10 +36,8 @@ def ray_engine(load: Callable[[], "Codec"], processes: int, *, gpus: float = 0.0
         if started:
             ray.init(include_dashboard=False, log_to_driver=False)
         try:
-            shards = ray.data.from_items(
-                [{"number": number} for number in work.shards], override_num_blocks=len(work.shards)
-            )
-            made = shards.map_batches(
+            numbers = [{"number": number} for number in work.shards]
+            made = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
                 _Encoder,
                 fn_constructor_args=(str(work.folder.absolute()), load),
                 batch_size=1,

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Protocol
 
 from mmdit import files
-from mmdit.clips.decode import CROP_RULE
+from mmdit.clips.decode import CROP_RULE, Decoded
 from mmdit.clips.reader import ClipReader, default_workers
 from mmdit.clips.source import Found
+from mmdit.clips.video import frames_to_clip
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
-from mmdit.latents.facts import Facts, find_facts, read_facts, write_facts
-from mmdit.latents.fidelity import check_first
-from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips
+from mmdit.latents.facts import Facts, find_facts, read_facts, sizes_of, write_facts
+from mmdit.latents.fidelity import check_fidelity
+from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips, read_request_of
 from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
 from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
 from mmdit.latents.shards import Recorded, read_shards
 from mmdit.latents.store import SHARDS
 from mmdit.latents.tables import write_tables
 from mmdit.latents.work import Work, make_shards, read_work, work_folder, write_work
+
+TILING_FLOOR = 30.0  # dB of tiled against untiled, on the worst line of pixels of the first clip
 
 Progress = Callable[[int, int, str], None]
 """Told after each clip: clips done, clips in all, and in words how it goes."""
@@ -54,16 +57,20 @@ class Alone:
         pass
 
 
+DEFAULTS = EncodeOptions()
+ALONE = Alone()
+
+
 def encode_clips(
     found: Found,
     store_folder: str | os.PathLike[str],
     codec: Codec,
     rules: ClipRules,
-    options: EncodeOptions = EncodeOptions(),
+    options: EncodeOptions = DEFAULTS,
     *,
     codec_name: str = "",
     progress: Progress | None = None,
-    team: Team = Alone(),
+    team: Team = ALONE,
     engine: Engine | None = None,
 ) -> EncodeReport | None:
     """Encodes the clips that `rules` cut from the sources into a latent store.
@@ -141,7 +148,7 @@ def _lead(
         left = left_to_do(plan, recorded.rows, options.retry_skipped)
         needed = sum(2 * math.prod(shapes[planned.bucket]) for planned in left) * DTYPES[options.dtype].itemsize
         check_space(folder, needed)
-        check_first(codec, found.folder, left, rules, options)
+        _check_codec(codec, found.folder, left, rules, options)
         work = Work(
             found.folder.absolute(), folder, rules, options, settings, _numbered(left, recorded, options.shard_size)
         )
@@ -171,6 +178,19 @@ def look_at(found: Found, folder: Path, rules: ClipRules, options: EncodeOptions
     if facts != known:
         write_facts(folder, facts)
     return facts
+
+
+def _check_codec(codec: Codec, root: Path, left: Sequence[Planned], rules: ClipRules, options: EncodeOptions) -> None:
+    """Refuses a codec that is below the floor on the first clip that can be read, or whose tiles can be seen there."""
+    if options.psnr_floor is None and codec.tiling is None:
+        return
+    floor = -math.inf if options.psnr_floor is None else options.psnr_floor
+    with ClipReader(1, deadline=options.deadline) as reader:
+        for result in reader.read_many(read_request_of(root, planned, rules) for planned in left):
+            if isinstance(result, Decoded):
+                clip = frames_to_clip(result.frames)[None]
+                check_fidelity(codec, clip, floor=floor, tiling_floor=max(floor, TILING_FLOOR))
+                return
 
 
 def _numbered(left: Sequence[Planned], recorded: Recorded, size: int) -> dict[int, Sequence[Planned]]:

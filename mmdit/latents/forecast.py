@@ -98,8 +98,8 @@ def forecast(
     return Forecast(
         sources=len(facts),
         buckets=[
-            BucketForecast(bucket, counts[bucket], shapes[bucket], counts[bucket] * 2 * math.prod(shapes[bucket]) * itemsize)
-            for bucket in rules.buckets
+            BucketForecast(bucket, counts[bucket], shape, counts[bucket] * 2 * math.prod(shape) * itemsize)
+            for bucket, shape in shapes.items()
         ],
         dropped=dict(reasons.most_common()),
         examples=examples,

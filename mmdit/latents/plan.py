@@ -1,4 +1,4 @@
-"""What an encoding run is to do: the clips with their ids, what is dropped and why, and whether it can be done at all."""
+"""What an encoding run is to do: the clips with their ids, what is dropped and why, whether it can be done."""
 
 import hashlib
 import json
@@ -69,10 +69,9 @@ def plan_clips(
         probed: whether the sources' headers decide; None: where the rules need it. Otherwise reading decides.
     """
     plan = []
+    probed = rules.needs_probe if probed is None else probed
     for clip in clips:
-        for cut, bucket, reason in _cuts(
-            clip, facts[clip.path], rules, rules.needs_probe if probed is None else probed
-        ):
+        for cut, bucket, reason in _cuts(clip, facts[clip.path], rules, probed):
             for flip in (False, True) if rules.flip and reason is None else (False,):
                 about = [facts[clip.path].sha256, cut.start, cut.end, bucket, rules.fps, rules.stride, flip]
                 identity = json.dumps([*about, CROP_RULE, rules.reader, settings], sort_keys=True)
@@ -82,9 +81,11 @@ def plan_clips(
     return plan
 
 
-def _cuts(
-    clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool
-) -> Iterator[tuple[SourceClip, Bucket, str | None]]:
+Cut = tuple[SourceClip, Bucket, str | None]
+"""A span of a source, the bucket it goes into, and why it is dropped, if it is."""
+
+
+def _cuts(clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool) -> Iterator[Cut]:
     """The spans of a source that become clips, each with its bucket, or with the reason why it is dropped."""
     first = rules.buckets[0]
     if not probed:

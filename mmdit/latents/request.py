@@ -130,5 +130,5 @@ class EncodeOptions:
 
 
 def latent_shapes(codec: Codec, rules: ClipRules) -> dict[Bucket, tuple[int, int, int, int]]:
-    """The shape of a latent (channel, frame, height, width) for each bucket; Refused where the codec cannot take one."""
+    """The shape of a latent (channel, frame, height, width) of each bucket; Refused where the codec takes none."""
     return {bucket: (codec.channels, *codec.latent_size(bucket)) for bucket in rules.buckets}
