@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdit.clips.decode import BadClip, Decoded
 from mmdit.clips.video import frames_to_clip
 from mmdit.latents.codec import Codec
+from mmdit.latents.fidelity import psnr
 from mmdit.latents.plan import DTYPES, Planned
 from mmdit.latents.shards import Recorded, write_shard
 
@@ -66,12 +67,12 @@ class ShardMaker:
         dtype = DTYPES[self.settings["dtype"]]
         means, stds = posterior.mean.to("cpu", dtype), posterior.std.to("cpu", dtype)
         sample = [i for i, (planned, _) in enumerate(batch) if self._measured(planned)]
-        psnr: dict[int, float] = {}
+        known: dict[int, float] = {}
         if sample:
             again = self.codec.decode(means[sample].float()).cpu()
-            error = (again - clips[sample]).square().mean(dim=(1, 2, 3, 4), dtype=torch.float64)
-            psnr = dict(zip(sample, (10 * torch.log10(4 / error.clamp(min=1e-10))).tolist(), strict=True))
-        return [_Latent(means[i].contiguous(), stds[i].contiguous(), psnr.get(i)) for i in range(len(batch))]
+            measured = psnr(again, clips[sample]).tolist()
+            known = dict(zip(sample, measured, strict=True))
+        return [_Latent(means[i].contiguous(), stds[i].contiguous(), known.get(i)) for i in range(len(batch))]
 
     def _measured(self, planned: Planned) -> bool:
         """Whether this clip is one of those whose PSNR is measured: by content, so that the order does not matter."""
