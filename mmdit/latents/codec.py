@@ -4,11 +4,9 @@ Pixels are in [-1, 1], clips and latents are (batch, channel, frame, height, wid
 normalised: about zero mean and unit deviation per channel, as a diffusion model wants them.
 """
 
-import hashlib
-import importlib.resources
-import json
-import re
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import Refused
+from mmdit.latents.codec_files import find_codec, fingerprint
+from mmdit.latents.codec_specs import SPECS, TILE_OVERLAP
 
 Size = tuple[int, int, int]
 
@@ -38,78 +38,59 @@ class Posterior:
         return self.mean + self.std * noise.to(self.mean)
 
 
-@dataclass(frozen=True)
-class CodecSpec:
-    """What a diffusers class needs said about it. `shift` and `scale` give latent = (raw - shift) / scale."""
-
-    per_frame: bool
-    space_factor: Callable[[Any], int]
-    time_factor: Callable[[Any], int]
-    shift: Callable[[Any], Any]
-    scale: Callable[[Any], Any]
-    decode_options: Callable[[Any, Tensor], dict[str, Any]] = lambda vae, latents: {}
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-# A class is supported by its row here; the tests run every promise over every row.
-SPECS: dict[str, CodecSpec] = {
-    # Each frame by itself. The normalisation as in diffusers' image pipelines.
-    "AutoencoderKL": CodecSpec(
-        per_frame=True,
-        space_factor=lambda vae: 2 ** (len(vae.config.block_out_channels) - 1),
-        time_factor=lambda vae: 1,
-        shift=lambda vae: _or(vae.config.latents_mean, _or(vae.config.shift_factor, 0.0)),
-        scale=lambda vae: torch.as_tensor(_or(vae.config.latents_std, 1.0)) / vae.config.scaling_factor,
-    ),
-    # The normalisation is in buffers; the newer weights decode at a noise level, of which 0 is the clean one.
-    "AutoencoderKLLTXVideo": CodecSpec(
-        per_frame=False,
-        space_factor=lambda vae: vae.spatial_compression_ratio,
-        time_factor=lambda vae: vae.temporal_compression_ratio,
-        shift=lambda vae: vae.latents_mean,
-        scale=lambda vae: vae.latents_std / vae.config.scaling_factor,
-        decode_options=lambda vae, latents: (
-            {"temb": latents.new_zeros(latents.shape[0])} if vae.config.timestep_conditioning else {}
-        ),
-    ),
-}
-
-
 class Codec:
     """A video VAE with everything that belongs to it.
 
     Args:
-        vae: a model of one of the diffusers classes in `SPECS`.
+        vae: a model of one of the diffusers classes in `SPECS`. From now on its tiling is what the codec says.
         fingerprint: of `vae`, where it is known already (weights loaded in a narrower type have lost it).
+        tiling: whether pictures larger than a tile are worked on in tiles that overlap by a quarter, for less memory;
+            a number is the side of a tile in pixels, True the class's own.
 
     Raises:
-        Refused: a class that is not in the table.
+        Refused: a class that is not in the table, one that cannot tile, or a side that does not fit its latents.
     """
 
-    def __init__(self, vae: Any, *, fingerprint: str | None = None) -> None:
+    def __init__(self, vae: Any, *, fingerprint: str | None = None, tiling: bool | int = False) -> None:
         name = type(vae).__name__
         if name not in SPECS:
             raise Refused("mmdit does not know this codec class", got=name, expected=f"one of {', '.join(SPECS)}")
         self.vae = vae
         self.spec = SPECS[name]
-        self.channels: int = vae.config.latent_channels
+        self.channels: int = self.spec.channels(vae)
         self.space_factor = self.spec.space_factor(vae)
         self.time_factor = self.spec.time_factor(vae)
+        self.frame_step = self.spec.frame_step(vae)
+        self.tile = self._tile_side(tiling)
         self._fingerprint = fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over class, config and weight values: equal when the codec makes the same latents."""
+        """sha256 over class, config and weight values: equal when the codec makes the same latents, tiling aside."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.vae)
         return self._fingerprint
 
+    @property
+    def tiling(self) -> dict[str, int] | None:
+        """Side and overlap of a tile in pixels, or None; latents depend on it, so stores record it."""
+        return None if self.tile is None else {"size": self.tile, "overlap": int(self.tile * TILE_OVERLAP)}
+
+    @property
+    def image_is_first_frame(self) -> bool:
+        """Whether a lone image has the latent of the first frame of a clip that begins with it.
+
+        Where it has not, images and clips are two kinds of latents, and one network learns both only as such.
+        """
+        return bool(self.spec.image_is_first_frame(self.vae))
+
+    def untiled(self) -> "Codec":
+        """The same codec without tiling, over the same weights."""
+        return Codec(self.vae, fingerprint=self._fingerprint)
+
     def nearest_frames(self, frames: int) -> int:
         """The largest number of frames up to `frames` that the codec takes (at least 1)."""
-        return (max(1, frames) - 1) // self.time_factor * self.time_factor + 1
+        return (max(1, frames) - 1) // self.frame_step * self.frame_step + 1
 
     def clip_frames(self, latent_frames: int) -> int:
         """The number of frames that a latent of so many frames decodes to."""
@@ -126,7 +107,7 @@ class Codec:
         height_near, width_near = (max(space, round(side / space) * space) for side in (height, width))
         nearest = (self.nearest_frames(frames), height_near, width_near)
         if nearest != (frames, height, width):
-            rule = "any number of frames" if self.time_factor == 1 else f"frames {self.time_factor}k + 1"
+            rule = "any number of frames" if self.frame_step == 1 else f"frames {self.frame_step}k + 1"
             raise Refused(
                 "the codec cannot take this size of clip",
                 got=_words(size),
@@ -145,18 +126,22 @@ class Codec:
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise Refused("not clips", got=tuple(clips.shape), expected="(batch, 3, frame, height, width)")
         frames, height, width = clips.shape[2:]
-        self.latent_size((frames, height, width))
-        raw = self.vae.encode(self._fold(clips.to(self.vae.device, self.vae.dtype))).latent_dist
+        grid = self.latent_size((frames, height, width))
+        self._set_tiling()
+        raw = self.spec.moments(self.vae.encode(self._fold(clips.to(self.vae.device, self.vae.dtype))))
+        mean, std = (self._unfold(part.float(), len(clips)) for part in raw)
+        self._check_config(mean, grid)
         shift, scale = self._normalisation()
-        mean, std = (self._unfold(part.float(), len(clips)) for part in (raw.mean, raw.std))
         return Posterior((mean - shift) / scale, std / scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (batch, channel, frame, height, width) to clips, float32, clamped to [-1, 1].
 
+        Equal latents give equal clips; a decoder that draws noise draws the same at each call.
+
         Raises:
-            Refused: not five dimensions, or not the codec's number of channels.
+            Refused: not five dimensions, not the codec's number of channels, or frames that no clip is encoded to.
         """
         if latents.ndim != 5 or latents.shape[1] != self.channels:
             raise Refused(
@@ -164,11 +149,52 @@ class Codec:
                 got=tuple(latents.shape),
                 expected=f"(batch, {self.channels}, frame, height, width)",
             )
+        count, height, width = latents.shape[2:]
+        frames = self.clip_frames(count)
+        if (nearest := self.nearest_frames(frames)) != frames:
+            expected = f"those of {self.frame_step}k + 1 frames, such as {(nearest - 1) // self.time_factor + 1}"
+            raise Refused("the codec has no clips with so many latent frames", got=count, expected=expected)
+        self._set_tiling()
         shift, scale = self._normalisation()
         raw = (latents.to(self.vae.device, torch.float32) * scale + shift).to(self.vae.dtype)
-        raw = self._fold(raw)
-        clips = self.vae.decode(raw, **self.spec.decode_options(self.vae, raw)).sample
-        return self._unfold(clips.float(), len(latents)).clamp(-1, 1)
+        with _same_noise(self.vae.device) if self.spec.draws_noise(self.vae) else nullcontext():
+            clips = self.vae.decode(self._fold(raw), **self.spec.decode_options(self.vae, raw)).sample
+        clips = self._unfold(clips.float(), len(latents)).clamp(-1, 1)
+        self._check_config(clips, (frames, height * self.space_factor, width * self.space_factor))
+        return clips
+
+    def _tile_side(self, tiling: bool | int) -> int | None:
+        """The side of a tile in pixels, None for no tiling."""
+        if tiling is False:
+            return None
+        name = type(self.vae).__name__
+        if self.spec.tile is None:
+            raise Refused("this codec class cannot tile", got=name, expected="no tiling", fix="use smaller batches")
+        # A tile and its overlap are whole latent cells, or tiles would lie beside their place.
+        step = round(self.space_factor / TILE_OVERLAP)
+        if tiling is True:
+            return math.ceil(self.spec.tile_size(self.vae) / step) * step
+        if tiling < 1 or tiling % step:
+            nearest = max(step, round(tiling / step) * step)
+            raise Refused(
+                "the codec cannot tile like that", where=name, got=f"tiles of {tiling} pixels",
+                expected=f"a multiple of {step}", fix=f"the nearest is {nearest}",
+            )  # fmt: skip
+        return tiling
+
+    def _set_tiling(self) -> None:
+        if self.tile is not None and self.spec.tile is not None:
+            self.spec.tile(self.vae, self.tile)
+        else:
+            self.vae.use_tiling = False
+
+    def _check_config(self, result: Tensor, size: Size) -> None:
+        """Some classes drop frames, or believe factors that the config only claims, without a word."""
+        if tuple(result.shape[2:]) != size:
+            raise Refused(
+                "the codec's config does not fit its network", where=type(self.vae).__name__,
+                got=_words(tuple(result.shape[2:])), expected=f"{_words(size)} by the config's factors",
+            )  # fmt: skip
 
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         """Shift and scale, each (channel or 1, 1, 1, 1), float32."""
@@ -188,18 +214,23 @@ class Codec:
 
 
 def load_codec(
-    name_or_folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tiling: bool | int = False,
 ) -> Codec:
     """The codec of that name ("fashion" comes with mmdit), or the one in a folder or hub repository.
 
     A folder or repository is a diffusers model of one of the classes in `SPECS`, or a whole pipeline with one in `vae`.
+    `tiling` is that of `Codec`.
 
     Raises:
-        Refused: no such codec, or one of a class that mmdit does not know.
+        Refused: no such codec, one of a class that mmdit does not know, or tiling that it cannot do.
     """
     import diffusers
 
-    source, options = _find(str(name_or_folder))
+    source, options = find_codec(str(name_or_folder))
     where = f"{name_or_folder}"
     try:
         config = diffusers.AutoencoderKL.load_config(source, **options)
@@ -217,38 +248,14 @@ def load_codec(
         raise Refused("the codec's weights cannot be read", where=where, got=error) from None
     known = fingerprint(vae)
     # torch's own `to`: that of diffusers warns of modules to keep in float32, of which these classes have none.
-    return Codec(torch.nn.Module.to(vae.eval(), device=device, dtype=dtype), fingerprint=known)
+    return Codec(torch.nn.Module.to(vae.eval(), device=device, dtype=dtype), fingerprint=known, tiling=tiling)
 
 
-def fingerprint(vae: Any) -> str:
-    """sha256 over class, config and weight values. Weights held in another type without loss give the same."""
-    config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(vae).__name__, config], sort_keys=True, default=list).encode())
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def shipped_codecs() -> dict[str, Path]:
-    """The codecs that come with mmdit: name to folder."""
-    assets = Path(str(importlib.resources.files("mmdit"))) / "assets"
-    return {folder.name.removeprefix("codec_"): folder for folder in sorted(assets.glob("codec_*"))}
-
-
-def _find(name: str) -> tuple[str, dict[str, str]]:
-    """Where diffusers is to load from: path or hub name, and the options to say so with."""
-    shipped = shipped_codecs()
-    if name in shipped:
-        return str(shipped[name]), {}
-    if Path(name).is_dir():
-        inner = not (Path(name) / "config.json").is_file() and (Path(name) / "vae" / "config.json").is_file()
-        return name, {"subfolder": "vae"} if inner else {}
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        return name, {}
-    raise Refused(
-        "no such codec", got=name, expected=f"one of {', '.join(shipped)}, a folder, or a hub name such as owner/model"
-    )
+@contextmanager
+def _same_noise(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 def _words(size: Size) -> str:
