@@ -1,13 +1,38 @@
 """The options of `encode` and `plan` that say which clips are cut from which sources."""
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from mmdit.clips.source import Found
     from mmdit.clips.windows import Windows
     from mmdit.latents.request import ClipRules
+
+Source = Annotated[
+    Path,
+    typer.Argument(help="A folder of videos and images, a table (csv, jsonl, parquet), tar files, a saved data set."),
+]
+Kind = Annotated[
+    Literal["folder", "table", "webdataset", "datasets"] | None,
+    typer.Option(help="What the source is. [default: found out by looking at it]"),
+]
+Captions = Annotated[
+    Path | None, typer.Option(help="A table of captions. [default: captions.csv, .jsonl or .parquet in the folder]")
+]
+CaptionFrom = Annotated[
+    Literal["given", "name"], typer.Option(help="name: clips without a caption get the words of their file name.")
+]
+LabelFrom = Annotated[
+    Literal["given", "folder"], typer.Option("--labels", help="folder: the first folder below the source is the label.")
+]
+NoCaption = Annotated[Literal["keep", "skip", "refuse"], typer.Option(help="What becomes of clips without a caption.")]
+BadCaptions = Annotated[
+    Literal["refuse", "drop"], typer.Option(help="What becomes of captions that are no text: not UTF-8, or with NUL.")
+]
+MaxCaption = Annotated[int | None, typer.Option(help="Cut captions after so many characters.")]
 
 Codec = Annotated[str, typer.Option(help="A codec that comes with mmdit, a folder, or a hub name.")]
 Frames = Annotated[int, typer.Option(help="Frames a clip.")]
@@ -32,6 +57,9 @@ Flip = Annotated[bool, typer.Option("--flip", help="Each clip also mirrored, as 
 Batch = Annotated[int, typer.Option(help="Clips encoded at a time.")]
 Workers = Annotated[int | None, typer.Option(help="Decoding processes. [default: one less than processors]")]
 Deadline = Annotated[float, typer.Option(help="Seconds that decoding one clip may take.")]
+Reader = Annotated[
+    Literal["auto", "decord", "pyav"], typer.Option(help="Which library decodes; auto: whichever suits the file.")
+]
 Dtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
 
 
@@ -79,3 +107,50 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise Refused("not a size", got=repr(text), expected="HEIGHTxWIDTH, for example 64x48")
     return int(match[1]), int(match[2])
+
+
+def source_of(
+    source: Path,
+    rules: "ClipRules",
+    *,
+    kind: str | None,
+    captions: Path | None,
+    caption_from: str,
+    labels: str,
+    no_caption: str,
+    bad_captions: str,
+    max_caption: int | None,
+) -> "Found":
+    """The clips of the source; images are taken where a bucket has one frame."""
+    from mmdit.clips.source import SourceRules, find_source
+
+    lengths = rules.budget.frames if rules.budget is not None else [bucket.frames for bucket in rules.buckets]
+    media = {True: "all", False: "video"}[1 in lengths]
+    how = SourceRules(media, caption_from, labels, None, bad_captions, no_caption, max_caption)  # type: ignore[arg-type]
+    return find_source(source, kind=kind, table=captions, rules=how)  # type: ignore[arg-type]
+
+
+def print_notes(found: "Found") -> None:
+    """What was left out or changed while the source was listed, a line each."""
+    for what, count in found.notes.items():
+        typer.echo(f"{what}: {count}, the first: {found.first[what]}")
+
+
+def tiling_of(text: str) -> bool | int:
+    """off, on, or a side in pixels."""
+    from mmdit.errors import Refused
+
+    if text in ("on", "off"):
+        return text == "on"
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise Refused("not a tiling", got=repr(text), expected="off, on, or the side of a tile in pixels")
+    return int(text)
+
+
+def device_of(name: str) -> str:
+    """The device that a name stands for; auto is the accelerator, where there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -1,87 +1,133 @@
-"""`mmdit encode`: a folder of videos into a latent store."""
+"""`mmdit encode`: videos and images into a latent store."""
 
+import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmdit.tools import clip_options as options
 from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
-    from mmdit.latents.encode import EncodeReport
+    from mmdit.latents.report import EncodeReport
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Videos, with captions.csv or with NAME.txt beside NAME.mp4.")],
+    source: options.Source,
     out: Annotated[Path, typer.Option(help="The store: a new folder, or one that this command began.")],
-    codec: Annotated[str, typer.Option(help="A codec that comes with mmdit, a folder, or a hub name.")] = "fashion",
-    frames: Annotated[int, typer.Option(help="Frames a clip.")] = 17,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "64x48",
-    fps: Annotated[float, typer.Option(help="Frames a second; the speed stays true.")] = 8.0,
-    captions: Annotated[Path | None, typer.Option(help="A CSV file. [default: captions.csv in the folder]")] = None,
+    codec: options.Codec = "fashion",
+    frames: options.Frames = 17,
+    size: options.Size = "64x48",
+    bucket: options.Buckets = None,
+    token_budget: options.Tokens = None,
+    fps: options.Fps = 8.0,
+    stride: options.Stride = None,
+    windows: options.WindowsOption = "1",
+    window_step: options.WindowStep = None,
+    flip: options.Flip = False,
+    kind: options.Kind = None,
+    captions: options.Captions = None,
+    caption_from: options.CaptionFrom = "given",
+    labels: options.LabelFrom = "given",
+    no_caption: options.NoCaption = "keep",
+    bad_captions: options.BadCaptions = "refuse",
+    max_caption: options.MaxCaption = None,
     max_skipped: Annotated[
         str, typer.Option(help="Clips that may be skipped: a number, or a share such as 5%.")
     ] = "5%",
-    batch: Annotated[int, typer.Option(help="Clips encoded at a time.")] = 16,
+    batch: options.Batch = 16,
     shard: Annotated[int, typer.Option(help="Clips a file; so many are done again after an interruption.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes. [default: one less than processors]")] = None,
-    deadline: Annotated[float, typer.Option(help="Seconds that decoding one clip may take.")] = 60.0,
-    dtype: Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")] = "float16",
+    workers: options.Workers = None,
+    deadline: options.Deadline = 60.0,
+    dtype: options.Dtype = "float16",
+    tiling: Annotated[
+        str, typer.Option(help="off, on, or the side of a tile in pixels: large pictures in less memory.")
+    ] = "off",
     psnr_every: Annotated[int, typer.Option(help="Measure the reconstruction of one clip in so many; 0: none.")] = 16,
-    reader: Annotated[
-        Literal["pyav", "decord"], typer.Option(help="pyav, or decord where it agrees with the container.")
-    ] = "pyav",
+    psnr_floor: Annotated[
+        float | None, typer.Option(help="dB. A codec below it is refused, a measured clip below it skipped.")
+    ] = None,
+    reader: options.Reader = "auto",
     retry_skipped: Annotated[bool, typer.Option("--retry-skipped", help="Read again what was skipped before.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+    engine: Annotated[
+        Literal["here", "ray"], typer.Option(help="ray: on the cluster of RAY_ADDRESS, else on one started here.")
+    ] = "here",
+    processes: Annotated[int, typer.Option(help="Encoding processes of --engine ray.")] = 1,
 ) -> None:
-    """Encodes a folder of videos into a latent store.
+    """Encodes videos and images into a latent store.
 
-    One clip is taken from each video: its beginning, or from the second in the column `start` of captions.csv on. Run
-    the same command again to go on after an interruption, or to add new videos.
+    Run the same command again to go on after an interruption, or to add new videos. Started by torchrun or accelerate
+    launch, all processes work on the one store.
 
     Example:
       mmdit encode my_videos --out stores/mine --frames 17 --size 64x48 --fps 8
+      torchrun --nproc-per-node 8 tools/encode.py my_videos --out stores/mine --bucket 17x256x256 --bucket 1x256x256
     """
     from mmdit.errors import Refused
 
     # What can be refused without a codec is refused before one is loaded.
-    allowed, height_width = _skip_budget(max_skipped), _size(size)
-    if not deadline > 0:
-        raise Refused("the deadline is out of range", got=deadline, expected="more than 0 seconds")
-    from mmdit.clips.source import find_clips
+    rules = options.rules_of(
+        frames=frames, size=size, bucket=bucket, token_budget=token_budget, fps=fps, stride=stride, windows=windows,
+        window_step=window_step, flip=flip, reader=reader,
+    )  # fmt: skip
+    from mmdit.latents.request import EncodeOptions
 
-    find_clips(folder, captions)
-    import torch
-
+    how = EncodeOptions(
+        dtype=dtype, batch_size=batch, shard_size=shard, workers=workers, deadline=deadline,
+        max_skipped=_skip_budget(max_skipped), psnr_every=psnr_every, psnr_floor=psnr_floor,
+        retry_skipped=retry_skipped,
+    )  # fmt: skip
+    tiles = options.tiling_of(tiling)
+    if engine == "here" and processes != 1:
+        raise Refused(
+            "--processes is for --engine ray", got=processes, fix="start tools/encode.py by torchrun for several here"
+        )
+    found = options.source_of(
+        source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels, no_caption=no_caption,
+        bad_captions=bad_captions, max_caption=max_caption,
+    )  # fmt: skip
     from mmdit.latents.codec import load_codec
-    from mmdit.latents.encode import TooManySkipped, encode_folder
+    from mmdit.latents.encode import ALONE, encode_clips
+    from mmdit.latents.report import TooManySkipped
     from mmdit.tools.progress import progress_line
 
-    if device == "auto":
-        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    loaded = load_codec(codec, device=device)
+    team = _team()
+    device = options.device_of(device) if team is None else str(team.device)
+    load = partial(load_codec, codec, device=device, tiling=tiles)
+    ray = None
+    if engine == "ray":
+        from mmdit.latents.cluster import ray_engine
+
+        ray = ray_engine(load, processes, gpus=float(device.startswith("cuda")))
+    main_one = team is None or team.is_main_process
+    if main_one:
+        options.print_notes(found)
     try:
-        with progress_line("encode", "clips") as advance:
-            report = encode_folder(
-                folder, out, loaded, frames=frames, size=height_width, fps=fps, captions=captions, batch_size=batch,
-                shard_size=shard, workers=workers, max_skipped=allowed, dtype=dtype, psnr_every=psnr_every,
-                deadline=deadline, reader=reader, codec_name=codec, retry_skipped=retry_skipped,
-                progress=lambda done, total, skipped: advance(done, total, f"skipped {skipped}"),
-            )  # fmt: skip
+        with progress_line("encode", "clips", quiet=not main_one) as advance:
+            report = encode_clips(
+                found, out, load(), rules, how, codec_name=codec, progress=advance, team=team or ALONE, engine=ray
+            )
     except TooManySkipped as error:
         _print(error.report)
         raise
-    _print(report)
+    if report is not None:
+        _print(report)
 
 
-def _size(text: str) -> tuple[int, int]:
-    from mmdit.errors import Refused
+def _team() -> Any:
+    """The processes that a launcher started together, or None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from datetime import timedelta
 
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip())
-    if match is None:
-        raise Refused("not a size", got=repr(text), expected="HEIGHTxWIDTH, for example 64x48")
-    return int(match[1]), int(match[2])
+    from accelerate import PartialState
+
+    # The others wait while the main process looks at the sources, which may be many.
+    return PartialState(timeout=timedelta(days=7))
 
 
 def _skip_budget(text: str) -> int | float:
@@ -110,7 +156,7 @@ def _print(report: "EncodeReport") -> None:
     if report.without_caption:
         rows.append(("without a caption", report.without_caption, "kept; training on text needs one each"))
     if report.unused:
-        rows.append(("latents no longer used", report.unused, "their videos are gone"))
+        rows.append(("latents no longer used", report.unused, "`mmdit verify STORE --prune` removes them"))
     table = Table("clips", "", "", show_header=False, box=None, pad_edge=False)
     for name, count, words in rows:
         table.add_row(name, str(count), words)
@@ -118,6 +164,8 @@ def _print(report: "EncodeReport") -> None:
     console.print(table)
     if report.psnr is not None:
         console.print(f"reconstruction: {report.psnr:.1f} dB PSNR on the sampled clips")
+    if report.speeds != (1.0, 1.0, 1.0):
+        console.print("speed against the source: {:.2f} least, {:.2f} median, {:.2f} most".format(*report.speeds))
     console.print(f"store: {report.store}", soft_wrap=True)
 
 

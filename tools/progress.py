@@ -8,11 +8,14 @@ Advance = Callable[[int, int, str], None]
 
 
 @contextmanager
-def progress_line(what: str, unit: str) -> Iterator[Advance]:
+def progress_line(what: str, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
     """A progress bar for one piece of work, for example progress_line("encode", "clips").
 
-    Where the output is no terminal, a plain line is printed at each tenth instead.
+    Where the output is no terminal, a plain line is printed at each tenth instead; `quiet`: nothing.
     """
+    if quiet:
+        yield lambda done, total, words: None
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,

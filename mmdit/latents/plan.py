@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.clips.buckets import Bucket, choose_bucket
-from mmdit.clips.decode import CROP_RULE, SLACK, ReadRequest
+from mmdit.clips.container import SLACK
+from mmdit.clips.decode import CROP_RULE, ReadRequest
 from mmdit.clips.part import Part
 from mmdit.clips.probe import Probed
 from mmdit.clips.source import SourceClip
