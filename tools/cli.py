@@ -30,7 +30,8 @@ VERBS: dict[str, Verb] = {
         "mmdit.tools.demo", "the whole way in one command: make clips, encode, train, generate, score, report"
     ),
     "make-clips": Verb("mmdit.tools.make_clips", "draw fashion clips with captions and labels to learn from"),
-    "encode": Verb("mmdit.tools.encode", "encode a folder of videos into a latent store"),
+    "plan": Verb("mmdit.tools.plan", "say what encode would keep, drop and cost, and do none of it"),
+    "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),

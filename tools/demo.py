@@ -132,14 +132,18 @@ def _make_clips(out: Path, settings: Settings) -> None:
 
 
 def _encode(out: Path, settings: Settings) -> None:
+    from mmdit.clips.buckets import Bucket
+    from mmdit.clips.source import find_source
     from mmdit.latents.codec import load_codec
-    from mmdit.latents.encode import encode_folder
+    from mmdit.latents.encode import encode_clips
+    from mmdit.latents.request import ClipRules
     from mmdit.tools.progress import progress_line
 
+    rules = ClipRules((Bucket(settings.frames, *settings.size),), settings.fps)
     with progress_line("encode", "clips") as advance:
-        encode_folder(
-            out / "clips", out / "store", load_codec("fashion"), frames=settings.frames, size=settings.size,
-            fps=settings.fps, codec_name="fashion", progress=lambda done, count, skipped: advance(done, count, ""),
+        encode_clips(
+            find_source(out / "clips"), out / "store", load_codec("fashion"), rules,
+            codec_name="fashion", progress=lambda done, count, words: advance(done, count, ""),
         )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from mmdit.errors import Refused
 
+ROUNDING = 2e-3  # seconds by which a source may be said to be shorter than it is: containers round their time stamps
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -30,17 +32,12 @@ class Windows:
         if self.step is not None and self.count is not None:
             raise Refused("a step of windows", got=f"{self.count} a video", expected="all windows")
 
-    def starts(self, length: float, span: float, clip: float) -> list[float]:
-        """The seconds at which windows begin, rising, the first one 0.
-
-        Args:
-            length: seconds of the source. span: seconds from the first frame of a clip to its last.
-            clip: seconds that a clip lasts.
-        """
-        room = max(length - span, 0.0)
+    def starts(self, length: float, clip: float) -> list[float]:
+        """The seconds at which windows begin, rising, the first one 0; of a source and of a clip that last so long."""
+        room = max(length - clip, 0.0)
         if self.count == 1:
             return [0.0]
         if self.count is not None:
             return sorted({round(room * number / (self.count - 1), 6) for number in range(self.count)})
         step = clip if self.step is None else self.step
-        return [round(number * step, 6) for number in range(math.floor(room / step + 1e-9) + 1)]
+        return [round(number * step, 6) for number in range(math.floor((room + ROUNDING) / step) + 1)]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from mmdit.latents.store import shard_paths
 
@@ -14,12 +14,19 @@ class Claims:
     """The shards of one run, shared out among the processes that work on a folder.
 
     No process waits for another to be given work, and none has to be told that another one died: the operating system
-    lets go of its claims, and whoever looks next takes them.
+    lets go of its claims, and whoever looks next takes them. Use it as a context manager.
     """
 
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder, self.work = folder, work
         self._held: dict[int, IO[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._held):
+            self.release(number)
 
     def take(self, numbers: Sequence[int]) -> Iterator[int]:
         """Claims, one by one as they are asked for, the shards that are neither done nor in another's hands."""

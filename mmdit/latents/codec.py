@@ -223,7 +223,7 @@ def load_codec(
     """The codec of that name ("fashion" comes with mmdit), or the one in a folder or hub repository.
 
     A folder or repository is a diffusers model of one of the classes in `SPECS`, or a whole pipeline with one in `vae`.
-    `tiling` is that of `Codec`.
+    `tiling` is that of `Codec`. On device "meta" no weights are loaded: such a codec knows sizes, and encodes nothing.
 
     Raises:
         Refused: no such codec, one of a class that mmdit does not know, or tiling that it cannot do.
@@ -241,6 +241,9 @@ def load_codec(
         raise Refused(
             "mmdit does not know this codec class", where=where, got=name, expected=f"one of {', '.join(SPECS)}"
         )
+    if str(device) == "meta":
+        with torch.device("meta"):
+            return Codec(getattr(diffusers, name).from_config(config), fingerprint="none", tiling=tiling)
     try:
         # In float32 first, which holds what any file holds, so that the fingerprint does not depend on `dtype`.
         vae = getattr(diffusers, name).from_pretrained(source, torch_dtype=torch.float32, **options)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mmdit import files
 from mmdit.clips.decode import CROP_RULE, Decoded
@@ -19,7 +19,7 @@ from mmdit.clips.video import frames_to_clip
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
-from mmdit.latents.facts import Facts, find_facts, read_facts, sizes_of, write_facts
+from mmdit.latents.facts import find_facts, read_facts, sizes_of, write_facts
 from mmdit.latents.fidelity import check_fidelity
 from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips, read_request_of
 from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
@@ -94,9 +94,11 @@ def encode_clips(
         Stopped: the disk is full or cannot be written; what is done is kept.
     """
     folder = Path(store_folder)
+    latent_shapes(codec, rules)  # what can be refused without a look at the sources is
     try:
         if team.is_main_process:
-            return _lead(found, folder, codec, (rules, options), codec_name, progress, team, engine)
+            run = _Run(found, folder, codec, rules, options)
+            return _lead(run, codec_name, progress, team, engine)
         team.wait_for_everyone()  # until the work is written down
         join(folder, codec)
         team.wait_for_everyone()
@@ -118,78 +120,84 @@ def join(folder: Path, codec: Codec, numbers: Sequence[int] | None = None) -> No
             )
         if numbers is not None:
             work.shards = {number: work.shards[number] for number in numbers}
-        make_shards(work, codec, Claims(folder, work_folder(folder)), _workers(work.options), lambda *_: None)
+        with Claims(folder, work_folder(folder)) as claims:
+            make_shards(work, codec, claims, _workers(work.options), lambda *_: None)
 
 
-def _lead(
-    found: Found,
-    folder: Path,
-    codec: Codec,
-    request: tuple[ClipRules, EncodeOptions],
-    codec_name: str,
-    progress: Progress | None,
-    team: Team,
-    engine: Engine | None,
-) -> EncodeReport:
+@dataclass
+class _Run:
+    """What the main process of a run has to do with."""
+
+    found: Found
+    folder: Path
+    codec: Codec
+    rules: ClipRules
+    options: EncodeOptions
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all clips of a store share."""
+        return {"codec": self.codec.fingerprint, "dtype": self.options.dtype, "tiling": self.codec.tiling}
+
+
+def _lead(run: _Run, codec_name: str, progress: Progress | None, team: Team, engine: Engine | None) -> EncodeReport:
     """What the main process does: it plans, takes part, and writes the tables."""
     began = time.monotonic()
-    rules, options = request
-    latent_shapes(codec, rules)  # what can be refused without a look at the sources is
+    folder, settings = run.folder, run.settings
     check_folder(folder)
-    settings = {"codec": codec.fingerprint, "dtype": options.dtype, "tiling": codec.tiling}
     with files.lock(folder) as lock:
         files.sweep(folder)
         files.sweep(folder / SHARDS)
         recorded = read_shards(folder, settings)
-        facts = look_at(found, folder, rules, options)
-        rules = rules.settled(codec, sizes_of(facts))
-        shapes = latent_shapes(codec, rules)
-        plan = plan_clips(found.clips, facts, rules, settings)
-        left = left_to_do(plan, recorded.rows, options.retry_skipped)
-        needed = sum(2 * math.prod(shapes[planned.bucket]) for planned in left) * DTYPES[options.dtype].itemsize
-        check_space(folder, needed)
-        _check_codec(codec, found.folder, left, rules, options)
-        work = Work(
-            found.folder.absolute(), folder, rules, options, settings, _numbered(left, recorded, options.shard_size)
-        )
+        plan = _plan(run)
+        left = left_to_do(plan, recorded.rows, run.options.retry_skipped)
+        _check(run, left)
+        shards = _numbered(left, recorded, run.options.shard_size)
+        work = Work(run.found.folder.absolute(), folder, run.rules, run.options, settings, shards)
         work_folder(folder).mkdir(exist_ok=True)
         if team.num_processes > 1 or engine is not None:
             write_work(work)
             lock.share()
             team.wait_for_everyone()
-        claims = Claims(folder, work_folder(folder))
         if engine is not None:
             engine(work)
-        make_shards(work, codec, claims, _workers(options), Teller(progress, plan, work.shards, recorded, claims))
+        with Claims(folder, work_folder(folder)) as claims:
+            tell = Teller(progress, plan, shards, recorded, claims)
+            make_shards(work, run.codec, claims, _workers(run.options), tell)
         team.wait_for_everyone()
         recorded = read_shards(folder, settings)
-        check_any_kept(plan, recorded, found.folder)
-        about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
-        write_tables(folder, plan, recorded, settings, about | {"labels": found.labels})
+        check_any_kept(plan, recorded, run.found.folder)
+        about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": run.codec.fingerprint}}
+        write_tables(folder, plan, recorded, settings, about | {"labels": run.found.labels})
         shutil.rmtree(work_folder(folder))
-    return make_report(folder, plan, recorded, len(left), time.monotonic() - began, options.max_skipped)
+    return make_report(folder, plan, recorded, len(left), time.monotonic() - began, run.options.max_skipped)
 
 
-def look_at(found: Found, folder: Path, rules: ClipRules, options: EncodeOptions) -> dict[str, Facts]:
-    """The facts of all sources; what is found out is kept in the store's folder."""
-    known = read_facts(folder)
-    with ClipReader(_workers(options) + 1, deadline=options.deadline) as reader:
-        facts = find_facts(found.folder, found.clips, known, reader if rules.needs_probe else None)
+def _plan(run: _Run) -> list[Planned]:
+    """What the sources give. What is found out about them is kept in the store's folder; rules become settled."""
+    known = read_facts(run.folder)
+    with ClipReader(_workers(run.options) + 1, deadline=run.options.deadline) as reader:
+        facts = find_facts(run.found.folder, run.found.clips, known, reader if run.rules.needs_probe else None)
     if facts != known:
-        write_facts(folder, facts)
-    return facts
+        write_facts(run.folder, facts)
+    run.rules = run.rules.settled(run.codec, sizes_of(facts))
+    return plan_clips(run.found.clips, facts, run.rules, run.settings)
 
 
-def _check_codec(codec: Codec, root: Path, left: Sequence[Planned], rules: ClipRules, options: EncodeOptions) -> None:
-    """Refuses a codec that is below the floor on the first clip that can be read, or whose tiles can be seen there."""
-    if options.psnr_floor is None and codec.tiling is None:
+def _check(run: _Run, left: Sequence[Planned]) -> None:
+    """Refuses what has no room on the disk, and a codec that does badly on the first clip."""
+    shapes = latent_shapes(run.codec, run.rules)
+    needed = sum(2 * math.prod(shapes[planned.bucket]) for planned in left) * DTYPES[run.options.dtype].itemsize
+    check_space(run.folder, needed)
+    floor = run.options.psnr_floor
+    if floor is None and run.codec.tiling is None:
         return
-    floor = -math.inf if options.psnr_floor is None else options.psnr_floor
-    with ClipReader(1, deadline=options.deadline) as reader:
-        for result in reader.read_many(read_request_of(root, planned, rules) for planned in left):
+    with ClipReader(1, deadline=run.options.deadline) as reader:
+        for result in reader.read_many(read_request_of(run.found.folder, planned, run.rules) for planned in left):
             if isinstance(result, Decoded):
                 clip = frames_to_clip(result.frames)[None]
-                check_fidelity(codec, clip, floor=floor, tiling_floor=max(floor, TILING_FLOOR))
+                least = -math.inf if floor is None else floor
+                check_fidelity(run.codec, clip, floor=least, tiling_floor=max(least, TILING_FLOOR))
                 return
 
 

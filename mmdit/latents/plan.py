@@ -104,7 +104,7 @@ def _cuts(clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool) -> Ite
     source_fps = facts.probed.fps if rules.stride is not None else None
     rate = source_fps / rules.stride if source_fps and rules.stride else rules.fps  # frames that a second gives
     begin = clip.start or 0.0
-    for start in rules.windows.starts(length, (bucket.frames - 1) / rate + SLACK[0], bucket.frames / rate):
+    for start in rules.windows.starts(length, bucket.frames / rate):
         yield (clip if start == 0.0 else replace(clip, start=round(begin + start, 6))), bucket, None
 
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from pooled import Direct, Pooled
+from encoding import contents, encode, read_here
+from pooled import Pooled
 
 from mmdit import files
 from mmdit.clips.video import write_clip
 from mmdit.errors import OverBudget, Refused
-from mmdit.latents import encode
-from mmdit.latents.encode import EncodeReport, encode_folder
 from mmdit.latents.store import LatentStore
 
 
@@ -36,21 +35,8 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-def run(videos: Path, store: Path, codec: Any = None, **changes: Any) -> EncodeReport:
-    settings = {
-        "frames": 3, "size": (32, 48), "fps": 8, "batch_size": 2, "shard_size": 3, "workers": 1, "max_skipped": 1,
-        "psnr_every": 1,
-    } | changes  # fmt: skip
-    return encode_folder(videos, store, codec or Pooled(), **settings)
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    """Every file, temporary parts included, but not the lock."""
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
+def run(videos: Path, store: Path, codec: Any = None, **changes: Any) -> Any:
+    return encode(videos, store, codec, **{"frames": 3, "max_skipped": 1, "dtype": "float16"} | changes)
 
 
 def tables(folder: Path) -> list[bytes] | None:
@@ -87,7 +73,7 @@ def walk(
 ) -> int:
     """Kills `work` at its first write point, its second, ... and lets it go on; each end must be the same. Returns how
     many points there are."""
-    monkeypatch.setattr(encode, "ClipReader", Direct)
+    read_here(monkeypatch)
     begin(store / "whole")
     before = tables(store / "whole")
     work(store / "whole")
@@ -107,7 +93,7 @@ def walk(
 
 def test_killed_at_every_write_of_a_new_store(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = walk(monkeypatch, lambda store: None, tmp_path / "stores", lambda store: run(videos, store))
-    assert points == 3 * (2 * 2 + 4)  # two files a shard, three tables, store.json; three stages each
+    assert points == 3 * (1 + 2 * 2 + 4)  # sources, two files a shard, three tables, store.json; three stages each
     store = LatentStore.open(tmp_path / "stores" / "1")
     assert len(store) == 4 and store.latent(3)[0].isfinite().all()
 
@@ -118,7 +104,7 @@ def test_killed_at_every_write_of_an_added_video(videos: Path, tmp_path: Path, m
     for name in ("0.mp4", "1.mp4", "2.mp4"):
         (few / name).write_bytes((videos / name).read_bytes())
     points = walk(monkeypatch, lambda store: run(few, store), tmp_path / "stores", lambda store: run(videos, store))
-    assert points == 3 * (2 + 4)
+    assert points == 3 * (1 + 2 + 4)
 
 
 def test_killed_at_every_write_of_a_changed_table(
@@ -138,7 +124,7 @@ def test_killed_at_every_write_of_a_changed_table(
 
 
 def test_a_killed_run_does_at_most_a_shard_again(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "ClipReader", Direct)
+    read_here(monkeypatch)
     assert killed_at(monkeypatch, "kill@00001.parquet:written", lambda: run(videos, tmp_path / "store"))
     assert (tmp_path / "store" / "shards" / "00001.safetensors").exists()
     with pytest.raises(Refused, match="an unfinished one"):
@@ -163,7 +149,7 @@ def test_killed_at_a_moment_with_its_decoders(videos: Path, tmp_path: Path) -> N
 
 
 def test_bad_files_are_counted_by_reason(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "ClipReader", Direct)
+    read_here(monkeypatch)
     whole = (videos / "0.mp4").read_bytes()
     (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (videos / "text.mp4").write_text("this is no video\n" * 100)
@@ -221,7 +207,7 @@ def test_hanging_and_crashing_decoders_cost_their_clips(
 
 
 def test_two_encoders_on_one_folder(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "ClipReader", Direct)
+    read_here(monkeypatch)
     process = multiprocessing.get_context("fork").Process(
         target=run, args=(videos, tmp_path / "store", Pooled(pause=0.5))
     )
@@ -242,7 +228,7 @@ def test_a_flipped_byte_while_writing_differs_from_the_recorded_hash(
     """What `sha256` of a shard is for: it is of the bytes that were meant to be written."""
     import hashlib
 
-    monkeypatch.setattr(encode, "ClipReader", Direct)
+    read_here(monkeypatch)
     monkeypatch.setenv("MMDIT_FAULT", "corrupt@00000.safetensors:written")
     run(videos, tmp_path / "store")
     shards = LatentStore.open(tmp_path / "store").shards

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdit.clips.decode import BadClip, Decoded, ReadRequest, read_request
+from mmdit.clips.probe import Probed, ProbeRequest, probe
 from mmdit.errors import Refused
 from mmdit.latents.codec import Posterior
 
@@ -15,12 +16,18 @@ from mmdit.latents.codec import Posterior
 class Pooled:
     """Stands for a codec: averages over 8x8 pixels; its deviation is half the mean's size."""
 
-    channels, space_factor, time_factor = 3, 8, 1
+    channels, space_factor, time_factor, tiling, tile, vae = 3, 8, 1, None, None, None
 
     def __init__(self, fingerprint: str = "pooled", *, pause: float = 0.0) -> None:
         self.fingerprint = fingerprint
         self.pause = pause
         self.clips = 0
+
+    def nearest_frames(self, frames: int) -> int:
+        return frames
+
+    def untiled(self) -> "Pooled":
+        return self
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         if size[1] % 8 or size[2] % 8:
@@ -47,9 +54,9 @@ class Direct:
 
     def __exit__(self, *_: Any) -> None: ...
 
-    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[Decoded | BadClip]:
+    def read_many(self, requests: Iterable[ReadRequest | ProbeRequest]) -> Iterator[Decoded | Probed | BadClip]:
         for request in requests:
             try:
-                yield read_request(request)
+                yield probe(request) if isinstance(request, ProbeRequest) else read_request(request)
             except BadClip as error:
                 yield error

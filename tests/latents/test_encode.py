@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +12,28 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from pooled import Direct, Pooled
+from encoding import contents, read_here
+from encoding import encode as run
+from pooled import Pooled
 
+from mmdit.clips.buckets import Bucket
+from mmdit.clips.part import Part
 from mmdit.clips.source import SourceClip
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.errors import OverBudget, Refused, Stopped
-from mmdit.latents import encode, work
+from mmdit.latents import work
 from mmdit.latents.codec import Posterior
-from mmdit.latents.encode import EncodeReport, encode_folder
+from mmdit.latents.facts import find_facts
 from mmdit.latents.plan import plan_clips
+from mmdit.latents.report import TooManySkipped
+from mmdit.latents.request import ClipRules
 from mmdit.latents.store import LatentStore
 
 
 @pytest.fixture(autouse=True)
 def direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "processes" not in request.node.name:
-        monkeypatch.setattr(encode, "ClipReader", Direct)
+        read_here(monkeypatch)
 
 
 def clip(number: int, frames: int = 5) -> np.ndarray[Any, Any]:
@@ -50,28 +57,15 @@ def videos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(videos: Path, store: Path, codec: Any = None, **changes: Any) -> EncodeReport:
-    settings = {
-        "frames": 5, "size": (32, 48), "fps": 8, "batch_size": 2, "shard_size": 3, "workers": 1, "max_skipped": 2,
-        "psnr_every": 1, "dtype": "float32",
-    } | changes  # fmt: skip
-    return encode_folder(videos, store, codec or Pooled(), **settings)
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
 def test_the_store_holds_what_the_folder_has(videos: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int, int]] = []
+    told: list[tuple[int, int, str]] = []
     report = run(videos, tmp_path / "store", codec_name="pooled", progress=lambda *numbers: told.append(numbers))
     assert (report.planned, report.kept, report.skipped, report.encoded) == (7, 5, 2, 7)
     assert report.reasons == {"too short": 1, "not a video": 1}
-    assert told[-1] == (7, 7, 2) and [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6, 7]
+    assert told[-1][:2] == (7, 7) and re.search(
+        r"clips/s, .* s of video a second, skipped 2, left 0:00:00", told[-1][2]
+    )
+    assert [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6, 7]
 
     store = LatentStore.open(tmp_path / "store")
     table = store.table
@@ -190,7 +184,7 @@ def test_other_settings_are_refused(
     ("change", "words"),
     [
         ({"frames": 0}, "impossible clip"),
-        ({"fps": 0.0}, "impossible clip"),
+        ({"fps": 0.0}, "rate of frames is out of range"),
         ({"size": (30, 48)}, "the nearest is"),
         ({"dtype": "int8"}, "unknown type"),
         ({"batch_size": 0}, "empty batch"),
@@ -218,7 +212,7 @@ def test_the_budget(videos: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with pytest.raises(OverBudget, match=r"got 2 of 7.*at most 1") as error:
         run(videos, store, max_skipped=1)
-    assert error.value.exit_code == 3 and isinstance(error.value, encode.TooManySkipped)
+    assert error.value.exit_code == 3 and isinstance(error.value, TooManySkipped)
     assert error.value.report.kept == 5 and len(LatentStore.open(store)) == 5
     with pytest.raises(OverBudget, match="at most 1"):
         run(videos, store, max_skipped=0.2)
@@ -264,18 +258,25 @@ def test_skipped_clips_are_read_again_on_request(videos: Path, tmp_path: Path, m
 
 def test_an_id_stands_for_all_that_its_latent_depends_on(videos: Path) -> None:
     clip = SourceClip("0.mp4", "a caption", start=0.25)
-    settings = {"frames": 5, "size": [32, 48], "fps": 8.0, "dtype": "float16", "codec": "pooled"}
+    rules = ClipRules((Bucket(5, 32, 48),), 8.0)
+    settings = {"dtype": "float16", "codec": "pooled", "tiling": None}
 
-    def id_of(clip: SourceClip = clip, settings: dict[str, Any] = settings) -> str:
-        return plan_clips(videos, [clip], settings)[0].id
+    def id_of(clip: SourceClip = clip, rules: ClipRules = rules, settings: dict[str, Any] = settings) -> str:
+        return plan_clips([clip], find_facts(videos, [clip], {}, None), rules, settings)[0].id
 
     (videos / "copy.mp4").write_bytes((videos / "0.mp4").read_bytes())
-    others_of = {"frames": 3, "size": [32, 40], "fps": 4.0, "dtype": "float32", "codec": "other"}
     first = id_of()
     assert len(first) == 32 and first == id_of(replace(clip, path="copy.mp4", caption=None, split="test"))
+    part = Part("box", 3, (videos / "0.mp4").stat().st_size)
+    (videos / "box").write_bytes(b"abc" + (videos / "0.mp4").read_bytes() + b"defg")
+    assert first == id_of(replace(clip, path="box/0.mp4", part=part))
     others = [id_of(replace(clip, path="1.mp4")), id_of(replace(clip, start=0.5)), id_of(replace(clip, end=1.0))]
-    others += [id_of(settings=settings | {name: value}) for name, value in others_of.items()]
-    assert len({first, *others}) == 1 + len(others)
+    others += [id_of(settings=settings | {name: "other"}) for name in settings]
+    changes = {"buckets": (Bucket(3, 32, 48),), "fps": 4.0, "stride": 2, "reader": "decord"}
+    others += [id_of(rules=replace(rules, **{name: value})) for name, value in changes.items()]
+    both = plan_clips([clip], find_facts(videos, [clip], {}, None), replace(rules, flip=True), settings)
+    assert [planned.id == first for planned in both] == [True, False]
+    assert len({first, both[1].id, *others}) == 2 + len(others)
 
 
 @pytest.mark.parametrize("change", [{"size": (32, 40)}, {"fps": 10.0}, {"frames": 3}])

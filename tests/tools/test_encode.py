@@ -69,7 +69,7 @@ def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(
         (["--size", "60x48"], "cannot take this size.*60x48.*64x48"),
         (["--frames", "4"], "cannot take this size.*nearest is"),
         (["--frames", "0"], "impossible clip"),
-        (["--fps", "-1"], "impossible clip"),
+        (["--fps", "-1"], "rate of frames is out of range"),
         (["--max-skipped", "many"], "not a skip budget"),
         (["--max-skipped", "101%"], "not a skip budget"),
         (["--codec", "fashon"], "no such codec.*fashon"),
