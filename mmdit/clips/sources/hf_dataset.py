@@ -64,8 +64,11 @@ def dataset_clips(paths: Paths, rows: Rows) -> Iterator[SourceClip]:
             place = paths.folder / file
             try:
                 yield from _file_clips(file, paths, rows, split, media)
-            except pyarrow.ArrowException as error:
-                raise Refused("a damaged Arrow file", where=place, got=error, fix="save the data set again") from None
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise Refused(
+                    "an Arrow file that is damaged or cannot be read", where=place, got=error,
+                    fix="save the data set again",
+                ) from None  # fmt: skip
 
 
 def _splits(paths: Paths) -> list[_Split]:

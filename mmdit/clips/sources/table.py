@@ -133,5 +133,5 @@ def _parquet(table: Path) -> Iterator[tuple[int, Values]]:
                 for cells in zip(*columns, strict=True):
                     number += 1
                     yield number, dict(zip(names, cells, strict=True))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Refused("a damaged Parquet table", where=table, got=error) from None
