@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdit.diffusion import RectifiedFlow
@@ -17,6 +19,7 @@ from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.seeds import generator
 from mmdit.training.config import RunConfig
+from mmdit.training.order import EpochOrder
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TrainingData:
 
     def __init__(self, store: LatentStore, split: str, config: RunConfig, flow: RectifiedFlow) -> None:
         self.store, self.config, self.flow = store, config, flow
-        self.rows = store.split(split)
+        self.rows: range = store.split(split)
         if len(self.rows) == 0:
             raise Refused("no clips to train on", where=store.folder, got=f"no row of split {split!r}", expected="one")
         self.null_label = len(store.labels)
@@ -56,28 +59,29 @@ class TrainingData:
         self.captions: list[str] = [""]
         self._caption_of = self._caption_rows() if config.conditions.text is not None else None
 
-    def _column(self, name: str, what: str) -> list[str]:
-        values: list[str | None] = [self.store.table[name][row].as_py() for row in self.rows]
-        missing = [row for row, value in zip(self.rows, values, strict=True) if not value]
-        if missing:
+    def _check_none_missing(self, missing: NDArray[np.bool_], name: str, what: str) -> None:
+        if missing.any():
+            first = self.store.row(self.rows[int(missing.argmax())])["source"]
             raise Refused(
                 f"clips without a {name}",
                 where=self.store.folder,
-                got=f"{len(missing)} of {len(values)}, the first is {self.store.table['source'][missing[0]].as_py()}",
+                got=f"{missing.sum()} of {len(missing)}, the first is {first}",
                 expected=f"a {name} for each",
                 fix=f"add them to captions.csv and encode again, or train without {what}",
             )
-        return [value for value in values if value]
 
     def _label_ids(self) -> Tensor:
-        number_of = {name: number for number, name in enumerate(self.store.labels)}
-        return torch.tensor([number_of[name] for name in self._column("label", "conditions.labels")])
+        numbers = self.store.label_numbers(self.rows.start, len(self.rows))
+        self._check_none_missing(numbers < 0, "label", "conditions.labels")
+        return torch.from_numpy(numbers)
 
     def _caption_rows(self) -> Tensor:
-        number_of = {"": 0}
-        rows = [number_of.setdefault(text, len(number_of)) for text in self._column("caption", "conditions.text")]
-        self.captions = list(number_of)
-        return torch.tensor(rows)
+        column = self.store.column("caption", self.rows.start, len(self.rows)).fill_null("")
+        chunks = column.dictionary_encode().unify_dictionaries().chunks
+        numbers, texts = np.concatenate([chunk.indices for chunk in chunks]), chunks[0].dictionary.to_pylist()
+        self._check_none_missing(np.array([not text for text in texts])[numbers], "caption", "conditions.text")
+        self.captions += texts
+        return torch.from_numpy(numbers + 1)
 
     def batch(self, step: int, slots: Sequence[int]) -> Batch:
         """The samples in these slots of the global batch of one step."""
@@ -116,9 +120,7 @@ class TrainingData:
 
     def _place(self, sample: int) -> int:
         epoch, number = divmod(sample, len(self.rows))
-        return int(_order(self.config.seed, epoch, len(self.rows))[number])
+        return _order(len(self.rows), self.config.seed, epoch)[number]
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+_order = lru_cache(maxsize=2)(EpochOrder)  # a batch may reach into the next epoch

@@ -1,11 +1,15 @@
 """What a step trains on is a function of (seed, step, slot)."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
 from mmdit.diffusion import RectifiedFlow
+from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.training.data import TrainingData
 
@@ -35,6 +39,29 @@ def test_every_epoch_has_every_clip_once_in_its_own_order(data: Any) -> None:
     first, second = rows[:count], rows[count : 2 * count // size * size]
     assert len(set(second)) == len(second)
     assert second != first[: len(second)]
+
+
+@pytest.mark.parametrize(("column", "what"), [("label", "conditions.labels"), ("caption", "conditions.text")])
+def test_clips_without_what_is_conditioned_on_are_refused(recipe: Any, tmp_path: Path, column: str, what: str) -> None:
+    config = recipe()
+    shutil.copytree(config.data.store, tmp_path / "store")
+    table = pyarrow.parquet.read_table(tmp_path / "store" / "index.parquet")
+    values = table[column].to_pylist()
+    values[3] = values[5] = None
+    table = table.set_column(table.column_names.index(column), column, pyarrow.array(values))
+    pyarrow.parquet.write_table(table, tmp_path / "store" / "index.parquet")
+    with pytest.raises(Refused, match=rf"clips without a {column}.*got 2 of \d+, the first is .*mp4.*without {what}"):
+        TrainingData(LatentStore.open(tmp_path / "store"), "train", config, RectifiedFlow())
+
+
+def test_labels_and_captions_are_those_of_the_rows(data: Any) -> None:
+    samples = data(conditions={"labels": True, "text": {}, "drop_label": 0.0, "drop_text": 0.0})
+    assert isinstance(samples.rows, range)
+    batch = samples.batch(2, range(4))
+    for slot, row in enumerate(batch.rows):
+        known = samples.store.row(row)
+        assert samples.store.labels[batch.labels[slot]] == known["label"]
+        assert samples.captions[batch.captions[slot]] == known["caption"]
 
 
 def test_seed_and_step_and_slot_decide(data: Any) -> None:
