@@ -38,7 +38,7 @@ def opened(path: str, offset: int = 0, length: int | None = None) -> Iterator[tu
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file" if whole else "none"}
     with Window(path, offset, length) as window:
         try:
-            container = av.open(path if whole else window, options=options)
+            container = av.open(path if whole else window, "r", options=options)
         except av.FFmpegError as error:
             raise BadClip(f"not a video: {why(error)}") from None
         with container:

@@ -1,7 +1,6 @@
 """Decoding: the right frames by time stamp, the right picture, and a reason for every clip that cannot be read."""
 
 import io
-import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from videos import levels, numbers, write
+from videos import levels, numbers, turned, write
 
 from mmdit.clips import decode
 from mmdit.clips.decode import BadClip, Decoded, read_clip
@@ -118,17 +117,6 @@ def test_cuts_the_centre_to_the_size(tmp_path: Path, size: tuple[int, int]) -> N
     path = write(tmp_path / "a.mp4", quarters(64, 96))
     frame = read(path, frames=1, size=size).frames[0]
     assert frame.shape == (*size, 3) and corners(frame) == ["red", "green", "blue", "white"]
-
-
-def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """Writes a rotation into the track header of an mp4 file."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40
-    one = 1 << 16
-    a, b, c, d = (value * one for value in matrix)
-    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.parametrize(
