@@ -96,7 +96,7 @@ def main(
     from mmdit.tools.progress import progress_line
 
     team = _team()
-    device = options.device_of(device) if team is None else str(team.device)
+    device = str(team.device) if team is not None and device == "auto" else options.device_of(device)
     load = partial(load_codec, codec, device=device, tiling=tiles)
     ray = None
     if engine == "ray":
@@ -120,14 +120,22 @@ def main(
 
 def _team() -> Any:
     """The processes that a launcher started together, or None."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
         return None
     from datetime import timedelta
 
+    import torch
     from accelerate import PartialState
 
-    # The others wait while the main process looks at the sources, which may be many.
-    return PartialState(timeout=timedelta(days=7))
+    from mmdit.errors import Refused
+
+    # Without `cpu`, it takes each process for one of its own where there is no accelerator. The others wait while the
+    # main process looks at the sources, which may be many.
+    team = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    if team.num_processes != count:
+        raise Refused("the launcher's processes do not find each other", got=team.num_processes, expected=count)
+    return team
 
 
 def _skip_budget(text: str) -> int | float:

@@ -170,8 +170,8 @@ def _check_span(stamps: Stamps, request: ReadRequest, last: float) -> None:
     start = request.start or 0.0
     if request.end is not None and last > request.end + stamps.slack:
         raise BadClip(f"too short: the span has {request.end - start:.3g} s, {last - start:.3g} s needed")
-    if stamps.ended and last > stamps.length + stamps.slack:
-        raise BadClip(f"too short: {stamps.length:.3g} s of video, {last:.3g} s needed")
+    if stamps.ended and last > stamps.length - stamps.slack:  # a frame that began there would be the last one again
+        raise BadClip(f"too short: {stamps.length:.3g} s of video, more than {last:.3g} s needed")
 
 
 def _decode(

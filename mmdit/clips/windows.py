@@ -32,9 +32,13 @@ class Windows:
         if self.step is not None and self.count is not None:
             raise Refused("a step of windows", got=f"{self.count} a video", expected="all windows")
 
-    def starts(self, length: float, clip: float) -> list[float]:
-        """The seconds at which windows begin, rising, the first one 0; of a source and of a clip that last so long."""
-        room = max(length - clip, 0.0)
+    def starts(self, room: float, clip: float) -> list[float]:
+        """The seconds at which windows begin, rising, the first one 0.
+
+        Args:
+            room: by how many seconds the last one may begin later than the first. clip: seconds that a clip lasts.
+        """
+        room = max(room, 0.0)
         if self.count == 1:
             return [0.0]
         if self.count is not None:

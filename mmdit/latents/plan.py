@@ -95,32 +95,34 @@ def _cuts(clip: SourceClip, facts: Facts, rules: ClipRules, probed: bool) -> Ite
     if facts.probed is None:
         yield clip, first, facts.reason or f"cannot be read: {facts.sha256.partition(': ')[2]}"
         return
-    length = _length(clip, facts.probed)
-    bucket = choose_bucket(rules.buckets, _frames(facts.probed, length, rules), facts.probed.size)
+    span = _Span.of(clip, facts.probed, rules)
+    bucket = choose_bucket(rules.buckets, span.frames, facts.probed.size)
     if bucket is None:
         least = min(bucket.frames for bucket in rules.buckets)
-        yield clip, first, f"too short: {length:.3g} s of video, the shortest bucket has {least} frames"
+        yield clip, first, f"too short: {span.frames} frames at the wanted rate, the shortest bucket has {least}"
         return
-    source_fps = facts.probed.fps if rules.stride is not None else None
-    rate = source_fps / rules.stride if source_fps and rules.stride else rules.fps  # frames that a second gives
     begin = clip.start or 0.0
-    for start in rules.windows.starts(length, bucket.frames / rate):
+    for start in rules.windows.starts((span.frames - bucket.frames) / span.rate, bucket.frames / span.rate):
         yield (clip if start == 0.0 else replace(clip, start=round(begin + start, 6))), bucket, None
 
 
-def _length(clip: SourceClip, probed: Probed) -> float:
-    """Seconds of the span that a clip may be cut from."""
-    end = probed.duration if clip.end is None else min(clip.end, probed.duration)
-    return max(end - (clip.start or 0.0), 0.0)
+@dataclass(frozen=True)
+class _Span:
+    """What a span of a source gives: so many `frames`, `rate` of them in a second."""
 
+    frames: int
+    rate: float
 
-def _frames(probed: Probed, length: float, rules: ClipRules) -> int:
-    """How many frames a span has at the wanted rate: those that begin before its end."""
-    if probed.kind == "image":
-        return 1
-    if rules.stride is None:
-        return math.ceil((length - SLACK[0]) * rules.fps)
-    return -(-round(length * (probed.fps or 0.0)) // rules.stride)
+    @classmethod
+    def of(cls, clip: SourceClip, probed: Probed, rules: ClipRules) -> "_Span":
+        if probed.kind == "image":
+            return cls(1, rules.fps)
+        rate = rules.fps if rules.stride is None else (probed.fps or rules.fps) / rules.stride
+        start = clip.start or 0.0
+        frames = math.ceil((probed.duration - start - SLACK[0]) * rate)  # those that begin before the video ends
+        if clip.end is not None:
+            frames = min(frames, math.floor((clip.end - start + SLACK[0]) * rate) + 1)  # the last may begin at the end
+        return cls(max(frames, 0), rate)
 
 
 def speed_of(planned: Planned, probed: Probed | None) -> float:

@@ -57,7 +57,7 @@ def test_edit_lists(tmp_path: Path, bframes: str) -> None:
     """What is shown begins in the middle of a group of pictures and ends before the media do."""
     path = write(tmp_path / "a.mp4", counters(60), options={"g": "30", "bf": bframes, "preset": "fast"})
     edited(path, [(1.0, 17 / 24)])
-    assert numbers(read(path, frames=9)) == [17 + n for n in expected(even(24, 24), 0, 9, 8)]
+    assert numbers(read(path, frames=8)) == [17 + n for n in expected(even(24, 24), 0, 8, 8)]
     assert numbers(read(path, frames=3, start=0.5)) == [29, 32, 35]
     assert numbers(read(path, frames=4, start=0.25, stride=2)) == [23, 25, 27, 29]
     with pytest.raises(BadClip, match="too short: 1 s of video"):
@@ -103,7 +103,7 @@ def test_too_few_frames_for_the_stride(tmp_path: Path) -> None:
         read(path, frames=4, stride=7, start=3 / 24)
     with pytest.raises(BadClip, match=r"too short: the span has 0.5 s, 0.583 s needed"):
         read(path, frames=3, stride=7, end=0.5)
-    with pytest.raises(BadClip, match="too short: 1 s of video, 5 s needed"):
+    with pytest.raises(BadClip, match="too short: 1 s of video, more than 5 s needed"):
         read(path, frames=1, stride=7, start=5.0)
 
 

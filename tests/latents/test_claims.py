@@ -46,7 +46,8 @@ def test_a_shard_done_in_the_last_moment_is_not_made_again(folder: Path, monkeyp
     answers = iter([False, True])  # when it was looked at, and once the claim was there
     monkeypatch.setattr(mine, "is_done", lambda number: next(answers))
     assert list(mine.take([0])) == []
-    assert list(claims(folder).take([0])) == [0]  # the claim was given back
+    with claims(folder) as others:
+        assert list(others.take([0])) == [0]  # the claim was given back
 
 
 def test_the_claims_of_a_killed_process_are_free(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_windows_stay_in_the_span_that_a_table_gives(tmp_path: Path) -> None:
     store, found = rows(tmp_path / "store")
     assert [row["start"] for row in found] == [0.5, 1.125] and brightness(store, 1) == [9, 10, 11, 12, 13]
     assert report.reasons == {"too short": 1}
-    assert reasons(tmp_path / "store")["a.mp4"] == "too short: 0.25 s of video, the shortest bucket has 5 frames"
+    assert reasons(tmp_path / "store")["a.mp4"] == "too short: 3 frames at the wanted rate, the shortest bucket has 5"
 
 
 def test_each_source_goes_into_the_bucket_that_suits_it(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_too_short_for_any_bucket(tmp_path: Path) -> None:
     video(tmp_path / "in" / "a.mp4", 9)
     video(tmp_path / "in" / "b.mp4", 4)
     encode(tmp_path / "in", tmp_path / "store", buckets=(Bucket(9, 32, 48), Bucket(5, 32, 48)))
-    assert reasons(tmp_path / "store") == {"b.mp4": "too short: 0.5 s of video, the shortest bucket has 5 frames"}
+    assert reasons(tmp_path / "store") == {"b.mp4": "too short: 4 frames at the wanted rate, the shortest bucket has 5"}
 
 
 def test_mirrored_clips_are_rows_of_their_own(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_store_holds_what_the_folder_has(videos: Path, tmp_path: Path) -> No
 
     quarantine = pyarrow.parquet.read_table(tmp_path / "store" / "quarantine.parquet").to_pylist()
     assert [row["source"] for row in quarantine] == ["3.mp4", "5.mp4"]
-    assert quarantine[0]["reason"] == "too short: 0.25 s of video, 0.5 s needed"
+    assert quarantine[0]["reason"] == "too short: 0.25 s of video, more than 0.5 s needed"
 
 
 def test_a_second_call_does_nothing(videos: Path, tmp_path: Path) -> None:
