@@ -178,10 +178,11 @@ class Codec:
 
     def _check_config(self, result: Tensor, size: Size) -> None:
         """Some classes drop frames, or believe factors that the config only claims, without a word."""
-        if tuple(result.shape[2:]) != size:
+        frames, height, width = result.shape[2:]
+        if (frames, height, width) != size:
             raise Refused(
                 "the codec's config does not fit its network", where=type(self.vae).__name__,
-                got=_words(tuple(result.shape[2:])), expected=f"{_words(size)} by the config's factors",
+                got=_words((frames, height, width)), expected=f"{_words(size)} by the config's factors",
             )  # fmt: skip
 
     def _normalisation(self) -> tuple[Tensor, Tensor]:
