@@ -77,8 +77,8 @@ class ClipPipeline(DiffusionPipeline):
 
     @property
     def codec(self) -> Codec:
-        """The vae with its normalisation and frame rule."""
-        return Codec(self.vae)
+        """The vae with its normalisation, its frame rule, and tiling where `vae.enable_tiling()` was called."""
+        return Codec(self.vae, tiling=bool(getattr(self.vae, "use_tiling", False)))
 
     @property
     def labels(self) -> Labels | None:

@@ -4,7 +4,6 @@ Pixels are in [-1, 1], clips and latents are (batch, channel, frame, height, wid
 normalised: about zero mean and unit deviation per channel, as a diffusion model wants them.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mmdit.errors import Refused
 from mmdit.latents.codec_files import find_codec, fingerprint
-from mmdit.latents.codec_specs import SPECS, TILE_OVERLAP
+from mmdit.latents.codec_specs import SPECS, TILE_OVERLAP, tile_side
 
 Size = tuple[int, int, int]
 
@@ -61,7 +60,7 @@ class Codec:
         self.space_factor = self.spec.space_factor(vae)
         self.time_factor = self.spec.time_factor(vae)
         self.frame_step = self.spec.frame_step(vae)
-        self.tile = self._tile_side(tiling)
+        self.tile = tile_side(vae, tiling)  # in pixels, or None
         self._fingerprint = fingerprint
 
     @property
@@ -90,11 +89,16 @@ class Codec:
 
     def nearest_frames(self, frames: int) -> int:
         """The largest number of frames up to `frames` that the codec takes (at least 1)."""
-        return (max(1, frames) - 1) // self.frame_step * self.frame_step + 1
+        step = self.frame_step
+        nearest = (max(1, frames) - 1) // step * step + 1
+        return max(nearest, frames // step * step) if self.spec.whole_steps else nearest
 
     def clip_frames(self, latent_frames: int) -> int:
         """The number of frames that a latent of so many frames decodes to."""
-        return (latent_frames - 1) * self.time_factor + 1
+        return self.nearest_frames(latent_frames * self.time_factor)
+
+    def _latent_frames(self, frames: int) -> int:
+        return (frames - 1) // self.time_factor + 1
 
     def latent_size(self, size: Size) -> Size:
         """The latent grid (frames, height, width) of a clip of the size (frames, height, width).
@@ -107,14 +111,17 @@ class Codec:
         height_near, width_near = (max(space, round(side / space) * space) for side in (height, width))
         nearest = (self.nearest_frames(frames), height_near, width_near)
         if nearest != (frames, height, width):
-            rule = "any number of frames" if self.frame_step == 1 else f"frames {self.frame_step}k + 1"
+            step = self.frame_step
+            rule = (
+                f"frames {step}k + 1" + f" or {step}k" * self.spec.whole_steps if step > 1 else "any number of frames"
+            )
             raise Refused(
                 "the codec cannot take this size of clip",
                 got=_words(size),
                 expected=f"{rule}, height and width multiples of {space}",
                 fix=f"the nearest is {_words(nearest)}",
             )
-        return (frames - 1) // self.time_factor + 1, height // space, width // space
+        return self._latent_frames(frames), height // space, width // space
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Posterior:
@@ -151,9 +158,8 @@ class Codec:
             )
         count, height, width = latents.shape[2:]
         frames = self.clip_frames(count)
-        if (nearest := self.nearest_frames(frames)) != frames:
-            expected = f"those of {self.frame_step}k + 1 frames, such as {(nearest - 1) // self.time_factor + 1}"
-            raise Refused("the codec has no clips with so many latent frames", got=count, expected=expected)
+        if (near := self._latent_frames(frames)) != count:
+            raise Refused("no clip has so many latent frames", got=count, expected=f"such as {near} ({frames} frames)")
         self._set_tiling()
         shift, scale = self._normalisation()
         raw = (latents.to(self.vae.device, torch.float32) * scale + shift).to(self.vae.dtype)
@@ -163,37 +169,20 @@ class Codec:
         self._check_config(clips, (frames, height * self.space_factor, width * self.space_factor))
         return clips
 
-    def _tile_side(self, tiling: bool | int) -> int | None:
-        """The side of a tile in pixels, None for no tiling."""
-        if tiling is False:
-            return None
-        name = type(self.vae).__name__
-        if self.spec.tile is None:
-            raise Refused("this codec class cannot tile", got=name, expected="no tiling", fix="use smaller batches")
-        # A tile and its overlap are whole latent cells, or tiles would lie beside their place.
-        step = round(self.space_factor / TILE_OVERLAP)
-        if tiling is True:
-            return math.ceil(self.spec.tile_size(self.vae) / step) * step
-        if tiling < 1 or tiling % step:
-            nearest = max(step, round(tiling / step) * step)
-            raise Refused(
-                "the codec cannot tile like that", where=name, got=f"tiles of {tiling} pixels",
-                expected=f"a multiple of {step}", fix=f"the nearest is {nearest}",
-            )  # fmt: skip
-        return tiling
-
     def _set_tiling(self) -> None:
-        if self.tile is not None and self.spec.tile is not None:
-            self.spec.tile(self.vae, self.tile)
-        else:
-            self.vae.use_tiling = False
+        if self.spec.tile is not None:
+            if self.tile is not None:
+                self.spec.tile(self.vae, self.tile)
+            else:
+                self.vae.disable_tiling()
 
     def _check_config(self, result: Tensor, size: Size) -> None:
         """Some classes drop frames, or believe factors that the config only claims, without a word."""
-        if tuple(result.shape[2:]) != size:
+        frames, height, width = result.shape[2:]
+        if (frames, height, width) != size:
             raise Refused(
                 "the codec's config does not fit its network", where=type(self.vae).__name__,
-                got=_words(tuple(result.shape[2:])), expected=f"{_words(size)} by the config's factors",
+                got=_words((frames, height, width)), expected=f"{_words(size)} by the config's factors",
             )  # fmt: skip
 
     def _normalisation(self) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,15 @@ Classes differ in which numbers of frames they give back exactly, in where their
 and in how they tile: a row here says it, and `mmdit.latents.codec.Codec` treats them all alike.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmdit.errors import Refused
 
 TILE_OVERLAP = 0.25
 """The part of a tile that its neighbour has too, for every class. A binary fraction: whole pixels stay whole."""
@@ -34,8 +37,9 @@ class CodecSpec:
     Attributes:
         per_frame: its encoder takes (batch frame, channel, height, width).
         space_factor: pixels a latent cell, in height and in width.
-        time_factor: frames a latent frame; the first one stands for one frame alone.
-        frame_step: it gives back clips of frame_step k + 1 frames, and of no other length, exactly.
+        time_factor: frames a latent frame.
+        frame_step: it gives back clips of frame_step k + 1 frames exactly.
+        whole_steps: it gives back clips of frame_step k frames too, k > 0. No clip of another length comes back.
         image_is_first_frame: whether a lone image has the latent of the first frame of a clip that begins with it.
         channels: latent channels.
         shift, scale: latent = (raw - shift) / scale, each a number or one a channel.
@@ -51,6 +55,7 @@ class CodecSpec:
     time_factor: Callable[[Any], int]
     frame_step: Callable[[Any], int]
     image_is_first_frame: Callable[[Any], bool]
+    whole_steps: bool = False
     channels: Callable[[Any], int] = lambda vae: vae.config.latent_channels
     shift: Callable[[Any], Any] = _config_shift
     scale: Callable[[Any], Any] = _config_scale
@@ -110,14 +115,15 @@ SPECS: dict[str, CodecSpec] = {
         image_is_first_frame=lambda vae: True,
         decode_options=lambda vae, latents: {"num_frames": latents.shape[2]},
     ),
-    # It decodes pieces of two latent frames. Only a first piece of three (or one) tells the lone first frame from the
-    # others: an even number of latent frames comes back with the first frame four times. Norms reach over time.
+    # It works in pieces of two latent frames. An odd number of them makes the first piece longer, whose first latent
+    # frame is one frame; in an even number each one is as many frames as the others. Norms reach over a piece.
     "AutoencoderKLCogVideoX": CodecSpec(
         per_frame=False,
         space_factor=_halvings,
         time_factor=lambda vae: int(vae.config.temporal_compression_ratio),
         frame_step=lambda vae: int(vae.config.temporal_compression_ratio) * vae.num_latent_frames_batch_size,
         image_is_first_frame=lambda vae: False,
+        whole_steps=True,
         tile=_tile_by_overlap,
     ),
     # The normalisation is in buffers; the newer weights decode at a noise level, of which 0 is the clean one, and may
@@ -166,3 +172,33 @@ SPECS: dict[str, CodecSpec] = {
         tile=_tile_by_stride,
     ),
 }
+
+
+def tile_side(vae: Any, tiling: bool | int) -> int | None:
+    """The side of a tile in pixels, None for no tiling.
+
+    Args:
+        vae: a model of one of the classes.
+        tiling: True for the tile of the class, made a little larger where it does not fit; a number for one of so many
+            pixels.
+
+    Raises:
+        Refused: a class that cannot tile, or a side that does not fit its latents.
+    """
+    if tiling is False:
+        return None
+    name = type(vae).__name__
+    spec = SPECS[name]
+    if spec.tile is None:
+        raise Refused("diffusers has no tiling for this codec class", got=name, fix="encode smaller batches untiled")
+    # Tile and overlap must be whole latent cells: diffusers rounds them down, and tiles would lie beside their place.
+    step = round(spec.space_factor(vae) / TILE_OVERLAP)
+    if tiling is True:
+        return math.ceil(spec.tile_size(vae) / step) * step
+    if tiling < 1 or tiling % step:
+        nearest = max(step, round(tiling / step) * step)
+        raise Refused(
+            "the codec cannot tile like that", where=name, got=f"tiles of {tiling} pixels",
+            expected=f"a multiple of {step}", fix=f"the nearest is {nearest}",
+        )  # fmt: skip
+    return tiling

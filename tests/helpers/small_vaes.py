@@ -67,6 +67,7 @@ CASES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         diffusers.AutoencoderKLLTXVideo,
         LTX | {"timestep_conditioning": True, "scaling_factor": 0.5, "decoder_inject_noise": (True, True)},
     ),
+    "ltx that is not causal": (diffusers.AutoencoderKLLTXVideo, LTX | {"encoder_causal": False}),
     "image": (diffusers.AutoencoderKL, IMAGE),
     "image with channel statistics": (
         diffusers.AutoencoderKL,
@@ -93,6 +94,10 @@ CASES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         },
     ),
     "wan": (diffusers.AutoencoderKLWan, WAN),
+    "wan of twos": (
+        diffusers.AutoencoderKLWan,
+        WAN | {"temperal_downsample": [False, False, True], "scale_factor_temporal": 2},
+    ),
     "wan with patches": (
         diffusers.AutoencoderKLWan,
         WAN
@@ -119,9 +124,10 @@ CASES: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 
 
-def build(case: str, **options: Any) -> Codec:
-    """The codec of that case; `options` are those of `Codec`."""
+def build(case: str, *, config: dict[str, Any] | None = None, tiling: bool | int = False) -> Codec:
+    """The codec of that case, with changes to its config."""
     kind, settings = CASES[case]
+    settings = settings | (config or {})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = kind(**settings).eval()
@@ -131,4 +137,4 @@ def build(case: str, **options: Any) -> Codec:
         if kind is diffusers.AutoencoderKLLTXVideo:
             vae.latents_mean.copy_(torch.randn(4))
             vae.latents_std.copy_(torch.rand(4) + 0.5)
-    return Codec(vae, **options)
+    return Codec(vae, tiling=tiling)

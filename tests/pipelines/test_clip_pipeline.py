@@ -51,6 +51,20 @@ def test_a_clip_is_the_same_in_a_batch_of_one_and_of_eight(pipeline: ClipPipelin
     torch.testing.assert_close(parts, together, atol=1e-5, rtol=0)
 
 
+def test_a_vae_that_was_told_to_tile_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny.make_pipeline()
+    assert pipeline.codec.tiling is None
+    pipeline.vae.enable_tiling()
+    assert pipeline.codec.tiling == {"size": 32, "overlap": 8}
+    calls = []
+    tiled = pipeline.vae.tiled_decode
+    monkeypatch.setattr(
+        pipeline.vae, "tiled_decode", lambda *args, **options: calls.append(1) or tiled(*args, **options)
+    )
+    pipeline("a red coat", 0, num_frames=3, height=48, width=64, num_inference_steps=1)
+    assert calls
+
+
 def test_a_seed_decides_and_the_same_call_gives_the_same_bits(pipeline: ClipPipeline) -> None:
     first = pipeline("a red coat", output_type="latent", seed=1).frames
     assert torch.equal(pipeline("a red coat", output_type="latent", seed=1).frames, first)
