@@ -30,7 +30,7 @@ def test_every_container(tmp_path: Path, suffix: str, long: bool, monkeypatch: p
         monkeypatch.setattr(probe_module, "FRONT_PACKETS", 10)
     found = probed(path)
     assert found.kind == "video" and found.size == (32, 64)
-    assert found.duration == pytest.approx(5.0, abs=0.02) and found.fps == pytest.approx(8, rel=0.015)
+    assert found.duration == pytest.approx(5.0, abs=0.02) and found.fps == pytest.approx(8, rel=0.05)
     assert found.frames == 40 or (long and found.frames is None and suffix in ("mkv", "webm", "ts"))
     members = tarred(tmp_path / "all.tar", path, path)
     assert probed(tmp_path / "all.tar", *members[path.name]) == found
