@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from mmdit.clips.container import Stamps, opened
-from mmdit.clips.shape import Frames, Shape, has_alpha, turn
+from mmdit.clips.shape import Frames, Scaler, Shape, has_alpha, turn
 from mmdit.clips.window import Window
 
 if TYPE_CHECKING:
@@ -38,14 +37,14 @@ def by_decord(request: "ReadRequest", stamps: Stamps, wanted: list[int], shape: 
         shown = video.get_frame_timestamp(range(len(video)))[:, 0]
         if np.abs(shown - shown[0] - [stamps.seconds(pts) for pts in stamps.pts]).max() > stamps.slack:
             return None
-        reformatter = VideoReformatter()
+        scaler = Scaler()
         number = {pts: i for i, pts in enumerate(stamps.pts)}
         pictures = {}
         for pts in wanted:
             values = video[number[pts]].asnumpy()
             if values.shape != (*shape.stored, 3):  # decord2 3.4 pads the rows of some widths
                 return None
-            pictures[pts] = shape.picture(VideoFrame.from_ndarray(values), reformatter)
+            pictures[pts] = shape.picture(VideoFrame.from_ndarray(values), scaler)
         return pictures
     except decord.DECORDError:
         return None

@@ -12,11 +12,10 @@ from typing import Literal
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from mmdit.clips.by_decord import by_decord
 from mmdit.clips.container import Stamps, opened, time_stamps, why
-from mmdit.clips.shape import CROP_RULE, Frames, Shape
+from mmdit.clips.shape import CROP_RULE, Frames, Scaler, Shape
 from mmdit.clips.stills import is_still, read_still
 from mmdit.clips.window import BadClip
 
@@ -110,7 +109,7 @@ def _still(request: ReadRequest) -> Decoded:
         raise BadClip(f"too short: a still has one frame, {request.frames} from {request.start or 0:g} s on needed")
     picture, stored = read_still(request.path, request.offset, request.length)
     shape = Shape((picture.shape[0], picture.shape[1]), request.size)
-    frame = shape.picture(VideoFrame.from_ndarray(picture), VideoReformatter())
+    frame = shape.picture(VideoFrame.from_ndarray(picture), Scaler())
     return Decoded(
         frames=_mirrored(frame[None], request.flip),
         fps=float(request.fps), start=0.0, end=0.0, speed=1.0,
@@ -200,13 +199,13 @@ def _by_pyav(
     with opened(request.path, request.offset, request.length) as (container, stream):
         if key is not None:
             container.seek(key, stream=stream)
-        reformatter = VideoReformatter()
+        scaler = Scaler()
         for number, frame in enumerate(container.decode(stream)):
             pts = frame.pts if not stamps.by_order else stamps.pts[number] if number < len(stamps.pts) else None
             if pts in left:
                 if frame.is_corrupt:
                     raise BadClip("damaged: the decoder marks a frame as corrupt")
-                pictures[pts] = shape.picture(frame, reformatter)
+                pictures[pts] = shape.picture(frame, scaler)
                 left.discard(pts)
             if not left:
                 break

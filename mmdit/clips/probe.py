@@ -95,17 +95,21 @@ def _timing(container: InputContainer, stream: VideoStream) -> tuple[float, int 
         tail = _stretch(container, stream, zero + int((header - TAIL) / unit), MAX_STAMPS) if header > TAIL else None
         if tail is not None and tail.ended and tail.end > front.end:
             duration = (tail.end - zero) * unit
-            counted = stream.frames and rate and abs(stream.frames / rate - duration) < 0.5
-            return duration, stream.frames if counted else None, rate
+            if stream.frames and rate and abs(stream.frames / rate - duration) < 0.5:
+                return duration, stream.frames, rate
+            return duration, None, _checked_rate(rate, front, unit)
         front = _stretch(container, stream, min(zero, 0), MAX_STAMPS)
     if front is None:
         raise BadClip("no frames")
-    duration = (front.end - zero) * unit
-    if front.count > 1 and front.last > front.first:
-        measured = (front.count - 1) / ((front.last - front.first) * unit)
-        if rate is None or not math.isclose(rate, measured, rel_tol=RATE_TOLERANCE):
-            rate = measured
-    return duration, front.count if front.ended else None, rate
+    return (front.end - zero) * unit, front.count if front.ended else None, _checked_rate(rate, front, unit)
+
+
+def _checked_rate(rate: float | None, seen: _Stretch, unit: float) -> float | None:
+    """The header's rate, or that of the packets where they differ."""
+    if seen.last == seen.first:
+        return rate
+    measured = (seen.count - 1) / ((seen.last - seen.first) * unit)
+    return rate if rate is not None and math.isclose(rate, measured, rel_tol=RATE_TOLERANCE) else measured
 
 
 def _header_seconds(container: InputContainer, stream: VideoStream) -> float:

@@ -4,10 +4,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Self
 
+import av
+import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from mmdit.clips.container import MAX_PIXELS
@@ -17,10 +18,51 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 # It is part of a stored latent's identity: change it when the pixels change.
 CROP_RULE = "centre, bicubic, alpha on white"
-_SCALING = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)  # fmt: skip
+_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int+full_chroma_inp"
+
+
+class Scaler:
+    """FFmpeg's scale filter, set up for one kind of frame at a time.
+
+    Unlike PyAV's own reformatter it heeds where the chroma samples lie, which that one takes to be the centre.
+    """
+
+    def __init__(self) -> None:
+        self._kind: tuple[object, ...] = ()
+        self._graph = av.filter.Graph()
+
+    def scaled(self, frame: VideoFrame, height: int, width: int, pixels: str = "rgb24") -> Frames:
+        """(height, width, channel) of kind `pixels`."""
+        kind = (
+            frame.height,
+            frame.width,
+            frame.format.name,
+            frame.colorspace,
+            frame.color_range,
+            height,
+            width,
+            pixels,
+        )
+        if kind != self._kind:
+            self._graph, self._kind = _graph(frame, height, width, pixels), kind
+        self._graph.push(frame)
+        scaled: Any = self._graph.pull()
+        return np.asarray(scaled.to_ndarray())
+
+
+def _graph(frame: VideoFrame, height: int, width: int, pixels: str) -> av.filter.Graph:
+    facts = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+    if not frame.format.is_rgb:
+        facts += f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    graph = av.filter.Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add("buffer", facts),
+        graph.add("scale", f"{width}:{height}:flags={_FLAGS}"),
+        graph.add("format", pixels),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
 
 
 @dataclass(frozen=True)
@@ -39,7 +81,7 @@ class Shape:
         ratio = stream.sample_aspect_ratio or context.sample_aspect_ratio
         return cls((context.height, context.width), size, float(ratio) if ratio else 1.0)
 
-    def picture(self, frame: VideoFrame, reformatter: VideoReformatter) -> Frames:
+    def picture(self, frame: VideoFrame, scaler: Scaler) -> Frames:
         """RGB (height, width, 3) of the target size.
 
         Raises:
@@ -57,13 +99,11 @@ class Shape:
         if cover_height * cover_width > MAX_PIXELS:
             raise BadClip(f"too far from the target's shape: {frame.height}x{frame.width}")
         if has_alpha(frame):
-            rgba: Any = reformatter.reformat(frame, format="rgba", interpolation=_SCALING, threads=1).to_ndarray()
+            rgba = scaler.scaled(frame, frame.height, frame.width, "rgba")
             frame = VideoFrame.from_ndarray(on_white(rgba))
-        scaled = reformatter.reformat(
-            frame, width=cover_width, height=cover_height, format="rgb24", interpolation=_SCALING, threads=1
-        )
+        scaled = scaler.scaled(frame, cover_height, cover_width)
         top, left = (cover_height - height) // 2, (cover_width - width) // 2
-        rgb = scaled.to_ndarray()[top : top + height, left : left + width]
+        rgb = scaled[top : top + height, left : left + width]
         return np.ascontiguousarray(np.rot90(rgb, rotation // 90 % 4))
 
 

@@ -76,7 +76,7 @@ def test_pixel_formats(tmp_path: Path, codec: str, pix_fmt: str, suffix: str, si
     with av.open(str(path)) as container:
         assert container.streams.video[0].format.name == pix_fmt
     decoded = read(path, size)
-    assert np.abs(decoded.frames[0].astype(int) - filtered(path, scaled_and_cut((72, 96), size))).max() <= 1
+    assert np.array_equal(decoded.frames[0], filtered(path, scaled_and_cut((72, 96), size)))
     if pix_fmt.startswith("gray"):
         assert (decoded.frames[..., 0] == decoded.frames[..., 2]).all()
 
@@ -137,17 +137,13 @@ def test_alpha_goes_on_white(tmp_path: Path, codec: str, pix_fmt: str, suffix: s
 
 
 def test_alpha_that_its_decoder_drops_is_skipped_by_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "plain.webm", picture(48, 64), codec="libvpx-vp9", pix_fmt="yuv420p")
-    with av.open(str(path)) as source, av.open(str(tmp_path / "alpha.webm"), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        stream.metadata["alpha_mode"] = "1"
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
+    for pix_fmt in ("yuv420p", "yuva420p"):
+        write(tmp_path / f"{pix_fmt}.webm", picture(48, 64), codec="libvpx-vp9", pix_fmt=pix_fmt)
+        with av.open(str(tmp_path / f"{pix_fmt}.webm")) as container:
+            assert next(container.decode(video=0)).format.name == "yuv420p"
     with pytest.raises(BadClip, match="an alpha layer of its own"):
-        read(tmp_path / "alpha.webm", (48, 64))
-    assert len(read(path, (48, 64)).frames) == 1
+        read(tmp_path / "yuva420p.webm", (48, 64))
+    assert len(read(tmp_path / "yuv420p.webm", (48, 64)).frames) == 1
 
 
 @pytest.mark.parametrize(("space", "primary"), [(1, "bt709"), (5, "bt601"), (9, "bt2020")])
