@@ -64,7 +64,9 @@ def dataset_clips(paths: Paths, rows: Rows) -> Iterator[SourceClip]:
             place = paths.folder / file
             try:
                 yield from _file_clips(file, paths, rows, split, media)
-            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            except Refused:
+                raise
+            except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
                 raise Refused(
                     "an Arrow file that is damaged or cannot be read", where=place, got=error,
                     fix="save the data set again",

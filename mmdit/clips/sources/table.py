@@ -104,7 +104,7 @@ def _jsonl(table: Path) -> Iterator[tuple[int, Values]]:
 def read_object(text: str, where: str) -> Values:
     """A JSON object, no key of it twice. Raises Refused for anything else."""
     try:
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        values = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise Refused("not JSON", where=where, got=error if str(error) else type(error).__name__) from None
     if not isinstance(values, dict):
@@ -121,6 +121,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> Values:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _parquet(table: Path) -> Iterator[tuple[int, Values]]:

@@ -147,6 +147,10 @@ def test_a_cut_or_damaged_dataset_is_refused(tmp_path: Path) -> None:
     file.write_bytes(whole.replace(b"label", b"lab\xe9l"))
     with pytest.raises(Refused, match=r"damaged or cannot be read.*\.arrow"):
         find_source(tmp_path / "saved")
+    info = tmp_path / "saved" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"video"', '"film"'))
+    with pytest.raises(Refused, match=r"damaged or cannot be read.*\.arrow.*film"):
+        find_source(tmp_path / "saved")
     file.unlink()
     with pytest.raises(Refused, match=r"damaged or cannot be read.*No such file"):
         find_source(tmp_path / "saved")
