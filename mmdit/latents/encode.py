@@ -17,6 +17,7 @@ from mmdit.clips.reader import ClipReader, default_workers
 from mmdit.clips.source import find_clips
 from mmdit.errors import OverBudget, Refused, Stopped
 from mmdit.latents.codec import Codec
+from mmdit.latents.layout import SHARDS
 from mmdit.latents.plan import (
     DTYPES,
     Planned,
@@ -28,7 +29,6 @@ from mmdit.latents.plan import (
     read_request_of,
 )
 from mmdit.latents.shards import Recorded, read_shards
-from mmdit.latents.store import SHARDS
 from mmdit.latents.tables import write_tables
 from mmdit.latents.work import ShardMaker
 

@@ -17,7 +17,7 @@ from mmdit.clips.decode import ReadRequest
 from mmdit.clips.source import SourceClip
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
-from mmdit.latents.store import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
+from mmdit.latents.layout import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
