@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Self
 
-from mmdit.latents.store import shard_paths
+from mmdit.latents.layout import shard_paths
 
 
 class Claims:

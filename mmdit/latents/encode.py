@@ -21,11 +21,11 @@ from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
 from mmdit.latents.facts import find_facts, read_facts, sizes_of, write_facts
 from mmdit.latents.fidelity import check_fidelity
+from mmdit.latents.layout import SHARDS
 from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips, read_request_of
 from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
 from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
 from mmdit.latents.shards import Recorded, read_shards
-from mmdit.latents.store import SHARDS
 from mmdit.latents.tables import write_tables
 from mmdit.latents.work import Work, make_shards, read_work, work_folder, write_work
 
@@ -40,8 +40,11 @@ Engine = Callable[[Work], None]
 class Team(Protocol):
     """The processes that a launcher started together; accelerate's PartialState is one."""
 
-    num_processes: int
-    is_main_process: bool
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def is_main_process(self) -> bool: ...
 
     def wait_for_everyone(self) -> None: ...
 

@@ -81,8 +81,10 @@ def forecast(
         facts = find_facts(found.folder, found.clips, {}, reader, hashed=False)
         sizes = sizes_of(facts)
         if not sizes:
-            reasons = [known.reason or known.sha256 for known in facts.values()]
-            raise Refused("no usable source", where=found.folder, got=f"{len(facts)}, the first: {reasons[0]}")
+            first = next(iter(facts.values()))
+            raise Refused(
+                "no usable source", where=found.folder, got=f"{len(facts)}, the first: {first.reason or first.sha256}"
+            )
         rules = rules.settled(codec, sizes)
         plan = plan_clips(found.clips, facts, rules, {}, probed=True)
         kept = [planned for planned in plan if planned.reason is None]

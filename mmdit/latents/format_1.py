@@ -5,7 +5,6 @@ shards, and the columns flip, stride and speed.
 """
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -19,8 +18,9 @@ NEW_COLUMNS = {
 }
 
 
-def as_format_2(index: Path, meta: dict[str, Any]) -> tuple[dict[str, Any], pyarrow.Table, pyarrow.Table]:
-    """store.json, index and shards as format 2 has them, the rows in the order of their splits."""
+def as_format_2(index: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], pyarrow.Table, pyarrow.Table]:
+    """store.json, index and shards as format 2 has them, the rows in the order of their splits; `index` is what pyarrow
+    reads the old index from."""
     table = pyarrow.parquet.read_table(index)
     splits = table["split"].to_pylist()
     table = table.take(sorted(range(len(splits)), key=splits.__getitem__))

@@ -18,8 +18,8 @@ from mmdit.clips.probe import Probed
 from mmdit.clips.source import SourceClip
 from mmdit.errors import Refused
 from mmdit.latents.facts import FACTS, Facts, where_of
+from mmdit.latents.layout import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
 from mmdit.latents.request import ClipRules
-from mmdit.latents.store import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
 
 
 @dataclass(frozen=True)

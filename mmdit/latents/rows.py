@@ -1,5 +1,6 @@
 """A Parquet file as rows: any of them is read without reading the others."""
 
+import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -29,6 +30,14 @@ class Rows:
         for group in range(metadata.num_row_groups):
             self._firsts.append(self._firsts[-1] + metadata.row_group(group).num_rows)
         self.names: list[str] = self._file.schema_arrow.names
+
+    @classmethod
+    def of_table(cls, table: pyarrow.Table) -> "Rows":
+        """A table in memory as rows."""
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(table, buffer)
+        data = pyarrow.py_buffer(buffer.getvalue())
+        return cls(lambda: pyarrow.BufferReader(data))
 
     def _open(self) -> None:
         source = self._source()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdit import files
 from mmdit.errors import Refused
-from mmdit.latents.store import FORMAT, SHARDS, check_format, read_meta, shard_paths
+from mmdit.latents.layout import FORMAT, SHARDS, check_format, read_meta, shard_paths
 
 _FLOATS = pyarrow.list_(pyarrow.float64())
 CLIP_COLUMNS = [

@@ -12,14 +12,10 @@ A store is a folder:
 store.json is written last: a folder with it is a whole store. A shard counts once both of its files are there.
 """
 
-import io
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,36 +29,14 @@ from torch import Tensor
 
 from mmdit.errors import Refused
 from mmdit.latents import format_1
+from mmdit.latents.cache import ShardCache
+from mmdit.latents.layout import AGAIN, FIX, INDEX, META, SHARD_TABLE, SHARDS, Group, parse_meta
+from mmdit.latents.place import Place, Shard, place_of
 from mmdit.latents.rows import Rows
 
-FORMAT = 2
-META, INDEX, SHARD_TABLE, QUARANTINE, SHARDS = (
-    "store.json", "index.parquet", "shards.parquet", "quarantine.parquet", "shards",
-)  # fmt: skip
 T = TypeVar("T")
-_OPEN_SHARDS = 128  # files held open by one process
-
-
-def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
-    """The latents and the rows of one shard."""
-    return folder / SHARDS / f"{number:05d}.safetensors", folder / SHARDS / f"{number:05d}.parquet"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Clips of one split and one shape: a range of rows. `latent` is (channel, frame, height, width)."""
-
-    split: str
-    frames: int
-    height: int
-    width: int
-    latent: tuple[int, int, int, int]
-    first: int
-    count: int
-
-    @property
-    def rows(self) -> range:
-        return range(self.first, self.first + self.count)
+_MAKE = "make one with `mmdit encode FOLDER --out STORE`"
+_WAYS = {"an unfinished one": "run the same `mmdit encode` command again: it goes on where it ended"}
 
 
 class LatentStore:
@@ -72,57 +46,57 @@ class LatentStore:
     asked for, and shards are looked at when they are first read from.
 
     Attributes:
-        folder: where it is.
+        place: where it is.
         meta: store.json: "settings" (codec, dtype, tiling), "codec" (name, fingerprint, ...), "counts", ...
         groups: the rows by split and shape.
         labels: the label names; the number of a label is its place here, and the null class is the number after.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any], index: Rows, shards: Rows) -> None:
-        self.folder, self.meta = folder, meta
+    def __init__(self, place: Place, meta: dict[str, Any], index: Rows, shards: Rows) -> None:
+        self.place, self.meta = place, meta
         self.groups = tuple(Group(**group | {"latent": tuple(group["latent"])}) for group in meta["groups"])
         self.labels: list[str] = list(meta["labels"])
         self._index, self._shards = index, shards
-        self._files: OrderedDict[int, Any] = OrderedDict()
+        self._files: OrderedDict[int, tuple[Any, Shard]] = OrderedDict()
         self._owner = os.getpid()
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "LatentStore":
+    def open(cls, folder: str | os.PathLike[str], cache: ShardCache | None = None) -> "LatentStore":
         """Opens a store. Neither the latents nor the rows of its tables are read.
+
+        Args:
+            folder: a folder, or a URL that fsspec knows. Shards at a URL are fetched when they are first read from.
+            cache: where fetched shards are kept; None: `ShardCache()`. Clips are drawn from everywhere in each epoch,
+                so shards that do not fit there are fetched again and again.
 
         Raises:
             Refused: no whole store, one of a newer format, or tables that store.json does not fit.
         """
-        folder = Path(folder)
-        meta = read_meta(folder)
-        if meta is None:
-            begun = (folder / SHARDS).is_dir()
+        place = place_of(folder, cache)
+        data = place.meta()
+        if data is None:
             raise Refused(
-                "no whole latent store",
-                where=folder,
-                got="an unfinished one" if begun else "none" if folder.exists() else "no such folder",
-                fix="run the same `mmdit encode` command again: it goes on where it ended"
-                if begun
-                else "make one with `mmdit encode FOLDER --out STORE`",
+                "no whole latent store", where=place, got=(found := place.found()), fix=_WAYS.get(found, _MAKE)
             )
+        meta = parse_meta(data, place.where(META))
         if meta["format"] == 1:
             old = meta
-            meta, *tables = _read(folder / INDEX, lambda: format_1.as_format_2(folder / INDEX, old))
-            index, shards = map(_rows_of, tables)
+            meta, *tables = _read(place.where(INDEX), lambda: format_1.as_format_2(place.table(INDEX), old))
+            index, shards = map(Rows.of_table, tables)
         else:
-            index, shards = (_open_rows(folder / name) for name in (INDEX, SHARD_TABLE))
-        store = cls(folder, meta, index, shards)
+            index, shards = (_open_rows(place, name) for name in (INDEX, SHARD_TABLE))
+        store = cls(place, meta, index, shards)
         ends = [0, *(group.first + group.count for group in store.groups)]
         whole = ends[-1] == meta["counts"]["clips"] and [group.first for group in store.groups] == ends[:-1]
         if len(index) != ends[-1] or not whole:
             raise Refused(
-                "a damaged store", where=folder / INDEX, got=f"{len(index)} rows",
-                expected=f"{meta['counts']['clips']}, as store.json says", fix=_AGAIN,
+                "a damaged store", where=place.where(INDEX), got=f"{len(index)} rows",
+                expected=f"{meta['counts']['clips']}, as store.json says", fix=AGAIN,
             )  # fmt: skip
         return store
 
     def __reduce__(self) -> Any:
-        return LatentStore.open, (self.folder,)
+        return LatentStore.open, (str(self.place), getattr(self.place, "cache", None))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -159,7 +133,7 @@ class LatentStore:
             if place >= 0:
                 return first + place
             first += len(part)
-        raise Refused("no such clip in the store", where=self.folder, got=id, expected="the id of a row")
+        raise Refused("no such clip in the store", where=self.place, got=id, expected="the id of a row")
 
     def latent(self, row: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the normalised latent of one row, each (channel, frame, height, width).
@@ -172,11 +146,11 @@ class LatentStore:
             IndexError: no such row.
         """
         number, id = self.location(row)
-        file = self._file(number)
+        file, shard = self._file(number)
         try:
             return file.get_tensor(f"{id}.mean"), file.get_tensor(f"{id}.std")
         except Exception as error:
-            raise Refused("a damaged shard", where=shard_paths(self.folder, number)[0], got=error, fix=_FIX) from None
+            raise Refused("a damaged shard", where=shard.path, got=error, fix=FIX) from None
 
     def location(self, row: int) -> tuple[int, str]:
         """The number of the shard that a row's latent is in, and its id there."""
@@ -190,18 +164,19 @@ class LatentStore:
         columns = [self._shards.column(name).to_pylist() for name in names]
         return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in zip(*columns, strict=True)}
 
-    def _file(self, number: int) -> Any:
+    def _file(self, number: int) -> tuple[Any, Shard]:
         if self._owner != os.getpid():  # forked: the parent's handles are the parent's
             self._files, self._owner = OrderedDict(), os.getpid()
         if number not in self._files:
-            path = shard_paths(self.folder, number)[0]
-            check_size(path, self.shards[number]["bytes"])
-            try:
-                self._files[number] = safe_open(path, framework="pt")
-            except Exception as error:
-                raise Refused("a damaged shard", where=path, got=error, fix=_FIX) from None
-            if len(self._files) > _OPEN_SHARDS:
+            while len(self._files) >= self.place.open_shards:
                 self._files.popitem(last=False)
+            facts = self.shards[number]
+            shard = self.place.shard(facts)
+            try:
+                self._files[number] = safe_open(shard.path, framework="pt"), shard
+            except Exception as error:
+                where = self.place.where(f"{SHARDS}/{facts['name']}")
+                raise Refused("a damaged shard", where=where, got=error, fix=FIX) from None
         self._files.move_to_end(number)
         return self._files[number]
 
@@ -218,9 +193,9 @@ class LatentStore:
         if len(unknown):
             row = int(unknown[0])
             raise Refused(
-                "a label that is not among the names", where=f"{self.folder / INDEX}, row {first + row}",
+                "a label that is not among the names", where=f"{self.place.where(INDEX)}, row {first + row}",
                 got=repr(column[row].as_py()), expected=f"one of the {len(self.labels)} labels of store.json",
-                fix=_AGAIN,
+                fix=AGAIN,
             )  # fmt: skip
         return numbers.astype(np.int64)
 
@@ -239,7 +214,7 @@ class LatentStore:
         shapes = dict.fromkeys(group.latent for group in self.groups)
         if len(shapes) != 1:
             raise Refused(
-                "the store holds latents of several shapes", where=self.folder,
+                "the store holds latents of several shapes", where=self.place,
                 got=", ".join("x".join(map(str, shape)) for shape in shapes), expected="one",
                 fix="encode clips of one size and length into a store of their own",
             )  # fmt: skip
@@ -254,7 +229,7 @@ class LatentStore:
         """
         if self.meta["clip"] is None:
             raise Refused(
-                "the store holds clips of several shapes or frame rates", where=self.folder, expected="one kind",
+                "the store holds clips of several shapes or frame rates", where=self.place, expected="one kind",
                 fix="encode clips of one kind into a store of their own",
             )  # fmt: skip
         return self.meta["clip"]
@@ -270,61 +245,12 @@ class LatentStore:
         return torch.tensor(self.meta["channel_std"])
 
 
-_AGAIN = "remove store.json there and run the same `mmdit encode` command again"
-_FIX = "run `mmdit verify --fix` on the store"
-
-
-def check_size(path: Path, expected: int) -> None:
-    """Refuses a file that is missing or has another size than recorded."""
-    size = path.stat().st_size if path.is_file() else None
-    if size != expected:
-        raise Refused(
-            "a damaged store", where=path, got="no file" if size is None else f"{size} bytes",
-            expected=f"{expected} bytes", fix=_FIX,
-        )  # fmt: skip
-
-
-def _read(path: Path, read: Callable[[], T]) -> T:
+def _read(where: str, read: Callable[[], T]) -> T:
     try:
         return read()
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
-        raise Refused("a damaged store", where=path, got=f"{type(error).__name__}: {error}", fix=_AGAIN) from None
+        raise Refused("a damaged store", where=where, got=f"{type(error).__name__}: {error}", fix=AGAIN) from None
 
 
-def _open_rows(path: Path) -> Rows:
-    return _read(path, lambda: Rows(lambda: str(path)))
-
-
-def _rows_of(table: pyarrow.Table) -> Rows:
-    """A table in memory as `Rows`."""
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    data = pyarrow.py_buffer(buffer.getvalue())
-    return Rows(lambda: pyarrow.BufferReader(data))
-
-
-def read_meta(folder: Path) -> dict[str, Any] | None:
-    """store.json, or None when there is none.
-
-    Raises:
-        Refused: it is damaged, or of a newer format than this version of mmdit reads.
-    """
-    path = folder / META
-    if not path.is_file():
-        return None
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(meta["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused("not a store's store.json", where=path, got=f"{type(error).__name__}: {error}") from None
-    check_format(version, path)
-    return meta
-
-
-def check_format(version: int, where: Path) -> None:
-    """Refuses what a newer mmdit wrote."""
-    if version > FORMAT:
-        raise Refused(
-            "written by a newer mmdit", where=where, got=f"store format {version}", expected=f"at most {FORMAT}",
-            fix="update mmdit",
-        )  # fmt: skip
+def _open_rows(place: Place, name: str) -> Rows:
+    return _read(place.where(name), lambda: Rows(lambda: place.table(name)))

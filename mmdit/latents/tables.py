@@ -12,10 +12,10 @@ import pyarrow.parquet
 import torch
 
 from mmdit import files
+from mmdit.latents.layout import FORMAT, INDEX, META, QUARANTINE, SHARD_TABLE, read_meta
 from mmdit.latents.plan import Planned, row_of
 from mmdit.latents.rows import ROW_GROUP
 from mmdit.latents.shards import CLIP_COLUMNS, SOURCE_COLUMNS, Recorded
-from mmdit.latents.store import FORMAT, INDEX, META, QUARANTINE, SHARD_TABLE, read_meta
 
 INDEX_ROWS = pyarrow.schema(
     [

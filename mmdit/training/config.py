@@ -1,6 +1,5 @@
 """The recipe of a training run. The docstring under each field is its help."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -11,8 +10,8 @@ from mmdit.config import Config
 class DataConfig(Config):
     """Which encoded clips, and how many at a time."""
 
-    store: Path
-    """Folder of the latent store, as `mmdit encode` wrote it."""
+    store: str
+    """The latent store that `mmdit encode` wrote: a folder, or a URL of fsspec (s3://..., gs://..., hf://...)."""
     split: str = "train"
     """Split that is trained on."""
     validation_split: str = "validation"

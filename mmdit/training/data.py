@@ -53,7 +53,7 @@ class TrainingData:
         self.store, self.config, self.flow = store, config, flow
         self.rows: range = store.split(split)
         if len(self.rows) == 0:
-            raise Refused("no clips to train on", where=store.folder, got=f"no row of split {split!r}", expected="one")
+            raise Refused("no clips to train on", where=store.place, got=f"no row of split {split!r}", expected="one")
         self.null_label = len(store.labels)
         self.labels = self._label_ids() if config.conditions.labels else None
         self.captions: list[str] = [""]
@@ -64,7 +64,7 @@ class TrainingData:
             first = self.store.row(self.rows[int(missing.argmax())])["source"]
             raise Refused(
                 f"clips without a {name}",
-                where=self.store.folder,
+                where=self.store.place,
                 got=f"{missing.sum()} of {len(missing)}, the first is {first}",
                 expected=f"a {name} for each",
                 fix=f"add them to captions.csv and encode again, or train without {what}",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmdit.latents.claims import Claims
-from mmdit.latents.store import SHARDS
+from mmdit.latents.layout import SHARDS
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from stores import SHAPE, id_of, latent, write_store
 from mmdit import files
 from mmdit.errors import Refused
 from mmdit.latents import rows
+from mmdit.latents.place import Folder
 from mmdit.latents.store import LatentStore
 
 FORMAT_1 = Path(__file__).parents[1] / "assets" / "store_format_1"
@@ -122,7 +123,7 @@ def test_rows_are_read_by_row_groups_with_a_bounded_cache(folder: Path, monkeypa
 
 
 def test_few_files_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdit.latents.store._OPEN_SHARDS", 1)
+    monkeypatch.setattr(Folder, "open_shards", 1)
     store = LatentStore.open(folder)
     for row in (0, 5, 2, 0, 1):
         assert torch.equal(store.latent(row)[0], latent([4, 5, 0, 1, 2, 3][row])[0])

@@ -4,6 +4,7 @@ By hand, with the figures printed: python -m pytest -m slow -s tests/latents/tes
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ CLIPS, ROW = 10_000_000, 7_654_321
 def test_ten_million_clips_open_at_once(tmp_path: Path) -> None:
     big_store.write_big_store(tmp_path, CLIPS)
     words = [sys.executable, big_store.__file__, str(tmp_path), str(ROW)]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    path = os.pathsep.join([str(Path(big_store.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
     size = (tmp_path / "index.parquet").stat().st_size

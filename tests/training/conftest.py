@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import tiny
+from encoding import encode
 
 from mmdit.clips.made import make_clips
 from mmdit.config import parse_config
-from mmdit.latents.encode import encode_folder
 from mmdit.training.config import RunConfig
 
 
@@ -16,9 +16,7 @@ from mmdit.training.config import RunConfig
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     make_clips(folder / "clips", 36, seed=0, size=(32, 32), frames=3, fps=8)
-    encode_folder(
-        folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), fps=8, psnr_every=0, workers=1
-    )
+    encode(folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), dtype="float16", psnr_every=0)
     return folder / "store"
 
 
