@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "make-clips": Verb("mmdit.tools.make_clips", "draw fashion clips with captions and labels to learn from"),
     "plan": Verb("mmdit.tools.plan", "say what encode would keep, drop and cost, and do none of it"),
     "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
+    "bench": Verb("mmdit.tools.bench", "measure how fast this machine encodes"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),

@@ -83,7 +83,7 @@ def rules_of(
 
     if bucket and token_budget is not None:
         raise Refused("both buckets and a token budget", got="--bucket and --token-budget", expected="one of them")
-    buckets = tuple(map(Bucket.parse, bucket)) if bucket else (Bucket(frames, *_size(size)),)
+    buckets = tuple(map(Bucket.parse, bucket)) if bucket else (Bucket(frames, *size_of(size)),)
     budget = TokenBudget((frames,), token_budget) if token_budget is not None else None
     return ClipRules(
         buckets=() if budget else buckets, budget=budget, fps=fps, stride=stride,
@@ -100,7 +100,8 @@ def _windows(text: str, step: float | None) -> "Windows":
     return Windows(None if text == "all" else int(text), step)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH."""
     from mmdit.errors import Refused
 
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip())

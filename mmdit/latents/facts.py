@@ -65,7 +65,7 @@ def find_facts(
     """
     parts = {clip.path: clip.part for clip in clips}
     with ThreadPoolExecutor(max_workers=4) as pool:
-        looked = pool.map(lambda item: _look(root, *item, known.get(item[0]), hashed), parts.items())
+        looked = pool.map(lambda path: _look(root, path, parts[path], known.get(path), hashed), parts)
         found = dict(zip(parts, looked, strict=True))
     if reader is not None:
         new = [path for path, facts in found.items() if facts.readable and not (facts.probed or facts.reason)]

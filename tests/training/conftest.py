@@ -16,7 +16,9 @@ from mmdit.training.config import RunConfig
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     make_clips(folder / "clips", 36, seed=0, size=(32, 32), frames=3, fps=8)
-    encode(folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), dtype="float16", psnr_every=0)
+    encode(
+        folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), dtype="float16", psnr_every=0
+    )
     return folder / "store"
 
 
