@@ -92,7 +92,7 @@ def test_recipes_and_assets_are_there_to_ship() -> None:
 def test_every_dependency_has_a_lower_bound_and_a_pin() -> None:
     table, pinned = project()["project"], pins()
     for line in table["dependencies"] + [line for extra in table["optional-dependencies"].values() for line in extra]:
-        found = re.match(r"([A-Za-z0-9_-]+)(?:(>=|<)([0-9.]+))?", line)
+        found = re.match(r"([A-Za-z0-9_-]+)(?:\[[a-z]+\])?(?:(>=|<)([0-9.]+))?", line)
         assert found, line
         name, sign, bound = found.groups()
         assert name in pinned, f"{name} has no exact version in constraints.txt"

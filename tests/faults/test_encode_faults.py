@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import textwrap
 import time
@@ -146,6 +147,26 @@ def test_killed_at_a_moment_with_its_decoders(videos: Path, tmp_path: Path) -> N
     process.join(60)
     assert run(videos, tmp_path / "store").kept == 4
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_killed_at_twenty_moments(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spread over the time that a run takes, each at a random place of its twentieth; some runs are killed twice."""
+    read_here(monkeypatch)
+    began = time.monotonic()
+    run(videos, tmp_path / "whole", Pooled(pause=0.05))
+    seconds = time.monotonic() - began
+    moments = random.Random(0)
+    for number in range(20):
+        for _ in range(1 + number % 2):
+            process = multiprocessing.get_context("fork").Process(
+                target=run, args=(videos, tmp_path / str(number), Pooled(pause=0.05))
+            )
+            process.start()
+            time.sleep(seconds * (number + moments.random()) / 20)
+            process.kill()
+            process.join(60)
+        run(videos, tmp_path / str(number))
+        assert contents(tmp_path / str(number)) == contents(tmp_path / "whole"), number
 
 
 def test_bad_files_are_counted_by_reason(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
