@@ -136,8 +136,8 @@ def test_a_damaged_header_is_refused(tmp_path: Path, offset: int) -> None:
         find_source(tmp_path)
 
 
-def header(size: bytes, kind: bytes = b"0") -> bytes:
-    block = bytearray(special("a.mp4", kind).tobuf(tarfile.USTAR_FORMAT))
+def header(size: bytes, kind: bytes = b"0", name: str = "a.mp4") -> bytes:
+    block = bytearray(special(name, kind).tobuf(tarfile.USTAR_FORMAT))
     block[124:136] = size
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -150,9 +150,24 @@ def header(size: bytes, kind: bytes = b"0") -> bytes:
 def test_sizes_that_lie_end_soon(tmp_path: Path, kind: bytes, size: int) -> None:
     """Backwards, which has kept tarfile going for ever, and beyond the end of the file."""
     number = b"\xff" + struct.pack(">q", size).rjust(11, b"\xff") if size < 0 else b"\x80" + size.to_bytes(11, "big")
-    (tmp_path / "x.tar").write_bytes(header(b"%011o\0" % 0) + header(number, kind) + bytes(2048))
+    (tmp_path / "x.tar").write_bytes(header(b"%011o\0" % 0) + header(number, kind, "._b") + bytes(2048))
     with pytest.raises(Refused, match=r"x\.tar"):
         find_source(tmp_path)
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(header(b"%011o\0" % 512, b"S") + b"v" * 512 + bytes(1024))
+    with pytest.raises(Refused, match=r"no plain file.*'a\.mp4' at byte 0.*a file with holes"):
+        find_source(tmp_path)
+
+
+def test_a_cut_member_is_named(tmp_path: Path) -> None:
+    tar = write(tmp_path / "x.tar", ("a.mp4", b"v" * 600), ("b.mp4", b"w" * 100), form=tarfile.USTAR_FORMAT)
+    whole = tar.read_bytes()
+    for cut, words in ((1111, r"'a\.mp4' at byte 0, got 1111 bytes, expected 1112"), (2100, r"'b\.mp4' at byte 1536")):
+        tar.write_bytes(whole[:cut])
+        with pytest.raises(Refused, match=rf"cut short, in .*x\.tar, {words}"):
+            find_source(tmp_path)
 
 
 def test_a_huge_header_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
