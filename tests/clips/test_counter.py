@@ -89,6 +89,15 @@ def test_every_so_many_frames(tmp_path: Path, suffix: str, stride: int, start: f
     assert decoded.end == pytest.approx((first + 5 * stride) / 24, abs=2e-3)
 
 
+def test_frames_that_come_out_of_order(tmp_path: Path) -> None:
+    """B-frames follow those that are shown after them: no frame may be missed at the last one's side."""
+    options = {"bf": "3", "b_strategy": "0", "preset": "fast", "g": "24"}
+    path = write(tmp_path / "a.mp4", counters(40), options=options)
+    for frames in range(1, 12):
+        assert numbers(read(path, frames=frames, stride=1, start=0.25)) == list(range(6, 6 + frames))
+        assert numbers(read(path, frames=frames, fps=24, start=0.25)) == list(range(6, 6 + frames))
+
+
 def test_frames_are_counted_where_the_rate_varies(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", counters(12), pts=[0, 10, 20, 500, 510, 900, 910, 1200, 1300, 1310, 1900, 2000])
     decoded = read(path, frames=4, stride=3)
