@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmdit.tools.cli import run
+from mmdit.tools.cli import run, words_given
 
 if TYPE_CHECKING:
     from mmdit.latents.encode import EncodeReport
@@ -66,7 +66,7 @@ def main(
             report = encode_folder(
                 folder, out, loaded, frames=frames, size=height_width, fps=fps, captions=captions, batch_size=batch,
                 shard_size=shard, workers=workers, max_skipped=allowed, dtype=dtype, psnr_every=psnr_every,
-                deadline=deadline, reader=reader, codec_name=codec, retry_skipped=retry_skipped,
+                deadline=deadline, reader=reader, codec_name=codec, retry_skipped=retry_skipped, command=words_given(),
                 progress=lambda done, total, skipped: advance(done, total, f"skipped {skipped}"),
             )  # fmt: skip
     except TooManySkipped as error:

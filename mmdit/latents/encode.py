@@ -93,6 +93,7 @@ def encode_folder(
     reader: ReaderName = "pyav",
     codec_name: str = "",
     retry_skipped: bool = False,
+    command: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encodes the clips of a folder (see `find_clips`), one span of each video, into a latent store.
@@ -111,6 +112,7 @@ def encode_folder(
         psnr_every: the reconstruction PSNR is measured on one clip in so many, chosen by content; 0: on none.
         deadline: seconds that the decoding of one clip may take.
         codec_name: the name or folder that the codec was loaded from, for store.json.
+        command: the words of the `mmdit encode` that this is, for store.json.
         retry_skipped: read the clips again that were skipped before.
 
     Raises:
@@ -142,7 +144,8 @@ def encode_folder(
                 for first in range(0, len(left), shard_size):
                     work.make(left[first : first + shard_size], results)
             _check_any_kept(plan, recorded, source_folder)
-            about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
+            made = {"source": str(source_folder.absolute()), "folder": os.getcwd(), "command": command}
+            about = {"made": made, "crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
             write_tables(store_folder, plan, recorded, settings, about)
     except OSError as error:
         raise Stopped(
