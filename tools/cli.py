@@ -32,6 +32,8 @@ VERBS: dict[str, Verb] = {
     "make-clips": Verb("mmdit.tools.make_clips", "draw fashion clips with captions and labels to learn from"),
     "plan": Verb("mmdit.tools.plan", "say what encode would keep, drop and cost, and do none of it"),
     "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
+    "verify": Verb("mmdit.tools.verify", "read a whole latent store, and find or repair what is damaged"),
+    "inspect": Verb("mmdit.tools.inspect", "show what is in a latent store: figures, and a page of its clips"),
     "bench": Verb("mmdit.tools.bench", "measure how fast this machine encodes"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
@@ -76,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"did you mean 'mmdit {near[0]}'?" if near and kind == "verb" else "'mmdit --help' lists the verbs"
         _complain(f"no such {kind}: {first!r}; {hint}")
         sys.exit(USAGE)
-    sys.exit(_ending(lambda: _call(importlib.import_module(VERBS[first].module).main, first, words[1:]), debug))
+    sys.exit(_ending(lambda: call(importlib.import_module(VERBS[first].module).main, first, words[1:]), debug))
 
 
 def run(function: Callable[..., Any]) -> None:
     """Runs one verb's `main` as a program of its own: `python tools/VERB.py`, also under torchrun and accelerate."""
     words = sys.argv[1:]
     debug = _take_debug(words)
-    sys.exit(_ending(lambda: _call(function, os.path.basename(sys.argv[0]), words, prefix=""), debug))
+    sys.exit(_ending(lambda: call(function, os.path.basename(sys.argv[0]), words, prefix=""), debug))
 
 
 def _take_debug(words: list[str]) -> bool:
@@ -95,8 +97,18 @@ def _take_debug(words: list[str]) -> bool:
     return asked or os.environ.get("MMDIT_DEBUG", "") not in ("", "0")
 
 
-def _call(function: Callable[..., Any], name: str, words: list[str], prefix: str = "mmdit ") -> int:
+_given: list[str] = []
+
+
+def words_given() -> list[str]:
+    """The words after the verb, as they were given."""
+    return list(_given)
+
+
+def call(function: Callable[..., Any], name: str, words: list[str], prefix: str = "mmdit ") -> int:
     import typer
+
+    _given[:] = words
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=_help_text(function))(function)

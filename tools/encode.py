@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmdit.tools import clip_options as options
-from mmdit.tools.cli import run
+from mmdit.tools.cli import run, words_given
 
 if TYPE_CHECKING:
     from mmdit.latents.report import EncodeReport
@@ -109,8 +109,9 @@ def main(
     try:
         with progress_line("encode", "clips", quiet=not main_one) as advance:
             report = encode_clips(
-                found, out, load(), rules, how, codec_name=codec, progress=advance, team=team or ALONE, engine=ray
-            )
+                found, out, load(), rules, how, codec_name=codec, command=words_given(), progress=advance,
+                team=team or ALONE, engine=ray,
+            )  # fmt: skip
     except TooManySkipped as error:
         _print(error.report)
         raise

@@ -72,6 +72,7 @@ def encode_clips(
     options: EncodeOptions = DEFAULTS,
     *,
     codec_name: str = "",
+    command: Sequence[str] | None = None,
     progress: Progress | None = None,
     team: Team = ALONE,
     engine: Engine | None = None,
@@ -84,6 +85,7 @@ def encode_clips(
 
     Args:
         codec_name: the name or folder that the codec was loaded from, for store.json.
+        command: the words of the `mmdit encode` that this is, for store.json.
         team: with others of a launcher, all of which make this call; the main one plans and writes the tables.
         engine: has the shards made elsewhere.
 
@@ -101,7 +103,9 @@ def encode_clips(
     try:
         if team.is_main_process:
             run = _Run(found, folder, codec, rules, options)
-            return _lead(run, codec_name, progress, team, engine)
+            made = {"source": str(found.folder.absolute()), "folder": os.getcwd(), "command": command}
+            about = {"made": made, "codec": {"name": codec_name, "fingerprint": codec.fingerprint}}
+            return _lead(run, about, progress, team, engine)
         team.wait_for_everyone()  # until the work is written down
         join(folder, codec)
         team.wait_for_everyone()
@@ -143,7 +147,9 @@ class _Run:
         return {"codec": self.codec.fingerprint, "dtype": self.options.dtype, "tiling": self.codec.tiling}
 
 
-def _lead(run: _Run, codec_name: str, progress: Progress | None, team: Team, engine: Engine | None) -> EncodeReport:
+def _lead(
+    run: _Run, about: dict[str, Any], progress: Progress | None, team: Team, engine: Engine | None
+) -> EncodeReport:
     """What the main process does: it plans, takes part, and writes the tables."""
     began = time.monotonic()
     folder, settings = run.folder, run.settings
@@ -170,8 +176,7 @@ def _lead(run: _Run, codec_name: str, progress: Progress | None, team: Team, eng
         team.wait_for_everyone()
         recorded = read_shards(folder, settings)
         check_any_kept(plan, recorded, run.found.folder)
-        about = {"crop": CROP_RULE, "codec": {"name": codec_name, "fingerprint": run.codec.fingerprint}}
-        write_tables(folder, plan, recorded, settings, about | {"labels": run.found.labels})
+        write_tables(folder, plan, recorded, settings, about | {"crop": CROP_RULE, "labels": run.found.labels})
         shutil.rmtree(work_folder(folder))
     return make_report(folder, plan, recorded, len(left), time.monotonic() - began, run.options.max_skipped)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow
 import pyarrow.compute
-import pyarrow.parquet
 
 NEW_COLUMNS = {
     "flip": (False, pyarrow.bool_()),
@@ -18,10 +17,9 @@ NEW_COLUMNS = {
 }
 
 
-def as_format_2(index: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], pyarrow.Table, pyarrow.Table]:
-    """store.json, index and shards as format 2 has them, the rows in the order of their splits; `index` is what pyarrow
-    reads the old index from."""
-    table = pyarrow.parquet.read_table(index)
+def as_format_2(table: pyarrow.Table, meta: dict[str, Any]) -> tuple[dict[str, Any], pyarrow.Table, pyarrow.Table]:
+    """store.json, index and shards as format 2 has them, the rows in the order of their splits; `table` is the old
+    index."""
     splits = table["split"].to_pylist()
     table = table.take(sorted(range(len(splits)), key=splits.__getitem__))
     # An attribute of the name of a new column steps aside, as attributes of old columns' names did.

@@ -4,11 +4,15 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+
+from mmdit.errors import Refused
+from mmdit.latents.layout import AGAIN
 
 ROW_GROUP = 1 << 16
 """Rows that are written, and read, together."""
@@ -20,11 +24,16 @@ class Rows:
 
     Args:
         source: gives what pyarrow is to read: a path, a buffer or a file. It is called again in a forked process.
+        where: the file's address, for messages.
+
+    Raises:
+        Refused: from any method, where the file is damaged.
     """
 
-    def __init__(self, source: Callable[[], Any]) -> None:
-        self._source = source
-        self._open()
+    def __init__(self, source: Callable[[], Any], where: str) -> None:
+        self._source, self._where = source, where
+        with self._reading():
+            self._open()
         metadata = self._file.metadata
         self._firsts = [0]
         for group in range(metadata.num_row_groups):
@@ -37,11 +46,13 @@ class Rows:
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(table, buffer)
         data = pyarrow.py_buffer(buffer.getvalue())
-        return cls(lambda: pyarrow.BufferReader(data))
+        return cls(lambda: pyarrow.BufferReader(data), "memory")
 
     def _open(self) -> None:
         source = self._source()
-        self._file = pyarrow.parquet.ParquetFile(source, memory_map=isinstance(source, str))
+        self._file = pyarrow.parquet.ParquetFile(
+            source, memory_map=isinstance(source, str), page_checksum_verification=True
+        )
         self._owner = os.getpid()
         self._parts: OrderedDict[tuple[int, tuple[str, ...] | None], pyarrow.Table] = OrderedDict()
         self._bytes = 0
@@ -61,8 +72,13 @@ class Rows:
             raise IndexError(f"no rows {first} to {end} of a column {name!r} in {len(self)} rows of {self.names}")
         groups = range(self._group(first), self._group(end - 1) + 1) if first < end else range(0)
         file = self._here()
-        values = file.read_row_groups(list(groups), columns=[name], use_threads=False)[name]
+        with self._reading():
+            values = file.read_row_groups(list(groups), columns=[name], use_threads=False)[name]
         return values.slice(first - self._firsts[groups.start], end - first) if groups else values
+
+    def table(self) -> pyarrow.Table:
+        """All rows."""
+        return pyarrow.table({name: self.column(name) for name in self.names})
 
     def part(self, number: int, columns: tuple[str, ...] | None = None) -> tuple[pyarrow.Table, int]:
         """These columns (None: all) of the row group that a row is in, and the row's place in it."""
@@ -71,12 +87,22 @@ class Rows:
         file, group = self._here(), self._group(number)
         key = (group, columns)
         if key not in self._parts:
-            self._parts[key] = file.read_row_group(group, columns=columns and list(columns), use_threads=False)
+            with self._reading():
+                part = file.read_row_group(group, columns=columns and list(columns), use_threads=False)
+            self._parts[key] = part
             self._bytes += self._parts[key].nbytes
             while self._bytes > _CACHE_BYTES and len(self._parts) > 1:
                 self._bytes -= self._parts.popitem(last=False)[1].nbytes
         self._parts.move_to_end(key)
         return self._parts[key], number - self._firsts[group]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
+            what = f"{type(error).__name__}: {error}"
+            raise Refused("a damaged store", where=self._where, got=what, fix=AGAIN) from None
 
     def _group(self, number: int) -> int:
         return bisect_right(self._firsts, number) - 1

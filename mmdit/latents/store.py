@@ -14,9 +14,8 @@ store.json is written last: a folder with it is a whole store. A shard counts on
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -34,7 +33,6 @@ from mmdit.latents.layout import AGAIN, FIX, INDEX, META, SHARD_TABLE, SHARDS, G
 from mmdit.latents.place import Place, Shard, place_of
 from mmdit.latents.rows import Rows
 
-T = TypeVar("T")
 _MAKE = "make one with `mmdit encode FOLDER --out STORE`"
 _WAYS = {"an unfinished one": "run the same `mmdit encode` command again: it goes on where it ended"}
 
@@ -80,11 +78,12 @@ class LatentStore:
             )
         meta = parse_meta(data, place.where(META))
         if meta["format"] == 1:
-            old = meta
-            meta, *tables = _read(place.where(INDEX), lambda: format_1.as_format_2(place.table(INDEX), old))
+            whole = Rows(lambda: place.table(INDEX), place.where(INDEX)).table()
+            meta, *tables = format_1.as_format_2(whole, meta)
             index, shards = map(Rows.of_table, tables)
         else:
-            index, shards = (_open_rows(place, name) for name in (INDEX, SHARD_TABLE))
+            index = Rows(lambda: place.table(INDEX), place.where(INDEX))
+            shards = Rows(lambda: place.table(SHARD_TABLE), place.where(SHARD_TABLE))
         store = cls(place, meta, index, shards)
         ends = [0, *(group.first + group.count for group in store.groups)]
         whole = ends[-1] == meta["counts"]["clips"] and [group.first for group in store.groups] == ends[:-1]
@@ -118,7 +117,7 @@ class LatentStore:
     @cached_property
     def table(self) -> pyarrow.Table:
         """The whole index, for small stores."""
-        return pyarrow.table({name: self.column(name) for name in self._index.names})
+        return self._index.table()
 
     def row_of(self, id: str) -> int:
         """The first row with this id. All ids before it are read: for a few clips, not for many.
@@ -243,14 +242,3 @@ class LatentStore:
     def channel_std(self) -> Tensor:
         """Deviation of each latent channel of drawn latents over the whole store, float32 (channel,)."""
         return torch.tensor(self.meta["channel_std"])
-
-
-def _read(where: str, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among them
-        raise Refused("a damaged store", where=where, got=f"{type(error).__name__}: {error}", fix=AGAIN) from None
-
-
-def _open_rows(place: Place, name: str) -> Rows:
-    return _read(place.where(name), lambda: Rows(lambda: place.table(name)))

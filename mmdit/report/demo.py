@@ -37,7 +37,7 @@ def write_demo_report(demo_folder: str | Path) -> Path:
     folder = Path(demo_folder)
     summary = _read_summary(folder / "summary.json")
     try:
-        page = _environment().get_template("demo.html.j2").render(_view(folder, summary))
+        page = environment().get_template("demo.html.j2").render(_view(folder, summary))
     except KeyError as error:
         raise Refused(
             "the summary is incomplete", where=folder / "summary.json", expected=f"the key {error}"
@@ -47,16 +47,17 @@ def write_demo_report(demo_folder: str | Path) -> Path:
     return path
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What renders the pages: the templates beside this module, and their filters."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "seconds": seconds, "quantity": quantity, "sentence": sentence}
-    return environment
+    made.filters |= {"percent": percent, "seconds": seconds, "quantity": quantity, "sentence": sentence}
+    return made
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

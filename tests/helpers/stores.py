@@ -1,6 +1,7 @@
 """A small store of made latents, in several groups and shards."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def clip_of(number: int) -> SourceClip:
     return SourceClip(f"{number}.mp4", f"clip {number}", "ab"[number % 2], split, {"colour": "red"})
 
 
-def write_store(folder: Path, shapes: dict[int, tuple[int, int, int, int]] | None = None) -> Path:
-    """Six clips in three shards, the last two in split "test"; `shapes` are of latents that are not `SHAPE`."""
+def write_store(
+    folder: Path, shapes: dict[int, tuple[int, int, int, int]] | None = None, left_out: Collection[int] = ()
+) -> Path:
+    """Six clips in three shards, the last two in split "test"; `shapes` are of latents that are not `SHAPE`. Those
+    `left_out` have latents but no row."""
     recorded, plan = Recorded(), []
     for shard in range(3):
         rows: list[dict[str, Any]] = []
@@ -40,7 +44,8 @@ def write_store(folder: Path, shapes: dict[int, tuple[int, int, int, int]] | Non
             id, shape = id_of(number), (shapes or {}).get(number, SHAPE)
             _, frames, height, width = shape
             size = (2 * height, 2 * width)
-            plan.append(Planned(id, clip_of(number), frames, size, fps=8.0))
+            if number not in left_out:
+                plan.append(Planned(id, clip_of(number), frames, size, fps=8.0))
             mean, std = tensors[f"{id}.mean"], tensors[f"{id}.std"] = latent(number, shape)
             sums = {"total": mean.sum((1, 2, 3)).tolist(), "square": (mean**2 + std**2).sum((1, 2, 3)).tolist()}
             row = {"id": id, "source": f"{number}.mp4", "reason": None, "latent": list(shape), "speed": 1.0}

@@ -118,7 +118,10 @@ def test_with_processes_the_store_does_not_depend_on_their_number_or_on_places(v
     run(videos, tmp_path / "a")
     moved = videos.rename(tmp_path / "elsewhere")
     run(moved, tmp_path / "deep" / "b", workers=2)
-    assert contents(tmp_path / "a") == contents(tmp_path / "deep" / "b")
+    here, there = contents(tmp_path / "a"), contents(tmp_path / "deep" / "b")
+    assert json.loads(there.pop("store.json")).pop("made")["source"] == str(moved)
+    del here["store.json"]
+    assert here == there
 
 
 def test_added_changed_and_removed_videos(videos: Path, tmp_path: Path) -> None:

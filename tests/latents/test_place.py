@@ -163,7 +163,7 @@ def _read_all(folder: Path, cache: ShardCache, seed: int, answer: Any) -> None:
 def test_many_processes_share_a_cache_that_is_too_small(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = ShardCache(tmp_path / "cache", 4 * shard_bytes(folder))
+    cache = ShardCache(tmp_path / "cache", int(2.5 * shard_bytes(folder)))
     context = multiprocessing.get_context("fork")
     answer = context.SimpleQueue()
     processes = [context.Process(target=_read_all, args=(folder, cache, seed, answer)) for seed in range(2)]
