@@ -301,3 +301,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no table.*captions.csv"):
         (tmp_path / "deep").mkdir()
         find_source(tmp_path / "deep", kind="table")
+    with pytest.raises(Refused, match="unknown kind of a source, got 'zip', expected folder, table, webdataset"):
+        find_source(tmp_path, kind="zip")
+    with pytest.raises(Refused, match="unknown bad captions of a source, got 'ignore', expected refuse, drop"):
+        SourceRules(bad_captions="ignore")
