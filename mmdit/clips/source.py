@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from mmdit.clips.part import Part
 from mmdit.clips.sources.checks import Notes, Paths, shown
@@ -20,6 +21,7 @@ from mmdit.clips.sources.clip import (
     Kind,
     SourceClip,
     SourceRules,
+    check_choice,
 )
 from mmdit.clips.sources.folder import folder_clips
 from mmdit.clips.sources.hf_dataset import dataset_clips, dataset_labels, is_dataset
@@ -61,6 +63,8 @@ def find_source(
             a regular file below the folder; the same span of the same video is there twice.
     """
     root, rules, notes = Path(root), rules or SourceRules(), Notes()
+    if kind is not None:
+        check_choice("kind", kind, get_args(Kind))
     try:
         kind, folder, names = _opened(root, kind, table)
         if rules.labels == "folder" and kind != "folder":

@@ -194,16 +194,14 @@ def traps(tmp_path: Path) -> Path:
     return folder
 
 
-TRAPS: dict[str, Callable[[Path], None]] = {
-    "link.mp4": lambda folder: (folder / "link.mp4").symlink_to("../folder-outside/secret.mp4"),
-    "linked/secret.mp4": lambda folder: (folder / "linked").symlink_to(folder.parent / "folder-outside"),
-    "deep/up/folder-outside/secret.mp4": lambda folder: (folder / "deep" / "up").symlink_to(folder.parent),
-    "two.mp4": lambda folder: (
-        (folder / "one.mp4").symlink_to(folder.parent / "folder-outside" / "secret.mp4"),
-        (folder / "two.mp4").symlink_to("one.mp4"),
-    )[0],
-    "pipe.mp4": lambda folder: os.mkfifo(folder / "pipe.mp4"),
-    "dev.mp4": lambda folder: (folder / "dev.mp4").symlink_to("/dev/zero"),
+# The listed path, and the links that are laid: where from, where to.
+TRAPS: dict[str, dict[str, str]] = {
+    "link.mp4": {"link.mp4": "../folder-outside/secret.mp4"},
+    "linked/secret.mp4": {"linked": "../folder-outside"},
+    "deep/up/folder-outside/secret.mp4": {"deep/up": "../.."},
+    "two.mp4": {"one.mp4": "../folder-outside/secret.mp4", "two.mp4": "one.mp4"},
+    "dev.mp4": {"dev.mp4": "/dev/zero"},
+    "pipe.mp4": {},
 }
 
 
@@ -211,7 +209,10 @@ TRAPS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("write", [*TABLES, None])
 @pytest.mark.parametrize("path", TRAPS)
 def test_links_out_and_what_is_no_file(traps: Path, write: Write | None, path: str) -> None:
-    TRAPS[path](traps)
+    for name, target in TRAPS[path].items():
+        (traps / name).symlink_to(target)
+    if not TRAPS[path]:
+        os.mkfifo(traps / path)
     if write is not None:
         write(traps, [{"path": "a.mp4"}, {"path": path}])
     with pytest.raises(Refused, match="leads out of the folder|not a regular file"):
@@ -300,3 +301,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no table.*captions.csv"):
         (tmp_path / "deep").mkdir()
         find_source(tmp_path / "deep", kind="table")
+    with pytest.raises(Refused, match="unknown kind of a source, got 'zip', expected folder, table, webdataset"):
+        find_source(tmp_path, kind="zip")
+    with pytest.raises(Refused, match="unknown bad captions of a source, got 'ignore', expected refuse, drop"):
+        SourceRules(bad_captions="ignore")

@@ -1,8 +1,8 @@
 """What every source is turned into, and what a user may ask of one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 from mmdit.clips.part import Part
 from mmdit.errors import Refused
@@ -15,6 +15,11 @@ OWN_COLUMNS = ("path", "caption", "label", "split", "start", "end")
 DEFAULT_SPLIT = "train"
 
 Kind = Literal["folder", "table", "webdataset", "datasets"]
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise Refused(f"unknown {what.replace('_', ' ')} of a source", got=repr(value), expected=", ".join(choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,9 @@ class SourceRules:
     """A longer caption is cut after so many characters, and counted; None: as long as it is."""
 
     def __post_init__(self) -> None:
+        for field_ in fields(self):
+            if get_origin(field_.type) is Literal:
+                check_choice(field_.name, getattr(self, field_.name), get_args(field_.type))
         if self.max_caption is not None and self.max_caption < 1:
             raise Refused("no room for a caption", got=self.max_caption, expected="1 character or more")
 
