@@ -56,11 +56,13 @@ def test_a_vae_that_was_told_to_tile_does(monkeypatch: pytest.MonkeyPatch) -> No
     assert pipeline.codec.tiling is None
     pipeline.vae.enable_tiling()
     assert pipeline.codec.tiling == {"size": 32, "overlap": 8}
-    calls = []
-    tiled = pipeline.vae.tiled_decode
-    monkeypatch.setattr(
-        pipeline.vae, "tiled_decode", lambda *args, **options: calls.append(1) or tiled(*args, **options)
-    )
+    calls, tiled = list[int](), pipeline.vae.tiled_decode
+
+    def counted(latents: torch.Tensor, **options: Any) -> Any:
+        calls.append(len(latents))
+        return tiled(latents, **options)
+
+    monkeypatch.setattr(pipeline.vae, "tiled_decode", counted)
     pipeline("a red coat", 0, num_frames=3, height=48, width=64, num_inference_steps=1)
     assert calls
 
