@@ -53,9 +53,9 @@ def test_a_clip_is_the_same_in_a_batch_of_one_and_of_eight(pipeline: ClipPipelin
 
 def test_a_vae_that_was_told_to_tile_does(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = tiny.make_pipeline()
-    assert pipeline.codec.tiling is None
+    before = pipeline.codec.tiling
     pipeline.vae.enable_tiling()
-    assert pipeline.codec.tiling == {"size": 32, "overlap": 8}
+    assert (before, pipeline.codec.tiling) == (None, {"size": 32, "overlap": 8})
     calls, tiled = list[int](), pipeline.vae.tiled_decode
 
     def counted(latents: torch.Tensor, **options: Any) -> Any:
