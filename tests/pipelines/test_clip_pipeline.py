@@ -53,14 +53,16 @@ def test_a_clip_is_the_same_in_a_batch_of_one_and_of_eight(pipeline: ClipPipelin
 
 def test_a_vae_that_was_told_to_tile_does(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = tiny.make_pipeline()
-    assert pipeline.codec.tiling is None
+    before = pipeline.codec.tiling
     pipeline.vae.enable_tiling()
-    assert pipeline.codec.tiling == {"size": 32, "overlap": 8}
-    calls = []
-    tiled = pipeline.vae.tiled_decode
-    monkeypatch.setattr(
-        pipeline.vae, "tiled_decode", lambda *args, **options: calls.append(1) or tiled(*args, **options)
-    )
+    assert (before, pipeline.codec.tiling) == (None, {"size": 32, "overlap": 8})
+    calls, tiled = list[int](), pipeline.vae.tiled_decode
+
+    def counted(latents: torch.Tensor, **options: Any) -> Any:
+        calls.append(len(latents))
+        return tiled(latents, **options)
+
+    monkeypatch.setattr(pipeline.vae, "tiled_decode", counted)
     pipeline("a red coat", 0, num_frames=3, height=48, width=64, num_inference_steps=1)
     assert calls
 
