@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from videos import counted, counters, edited, tarred, write
@@ -57,6 +58,9 @@ def test_edit_lists(tmp_path: Path, bframes: str) -> None:
     """What is shown begins in the middle of a group of pictures and ends before the media do."""
     path = write(tmp_path / "a.mp4", counters(60), options={"g": "30", "bf": bframes, "preset": "fast"})
     edited(path, [(1.0, 17 / 24)])
+    with av.open(str(path)) as container:  # what FFmpeg shows
+        plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert counted(np.stack(plain), 1.0) == list(range(17, 41))
     assert numbers(read(path, frames=8)) == [17 + n for n in expected(even(24, 24), 0, 8, 8)]
     assert numbers(read(path, frames=3, start=0.5)) == [29, 32, 35]
     assert numbers(read(path, frames=4, start=0.25, stride=2)) == [23, 25, 27, 29]
