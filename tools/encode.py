@@ -66,7 +66,8 @@ def main(
             report = encode_folder(
                 folder, out, loaded, frames=frames, size=height_width, fps=fps, captions=captions, batch_size=batch,
                 shard_size=shard, workers=workers, max_skipped=allowed, dtype=dtype, psnr_every=psnr_every,
-                deadline=deadline, reader=reader, codec_name=codec, retry_skipped=retry_skipped, command=words_given(),
+                deadline=deadline, reader=reader, codec_name=codec, retry_skipped=retry_skipped,
+                command=words_given() or None,
                 progress=lambda done, total, skipped: advance(done, total, f"skipped {skipped}"),
             )  # fmt: skip
     except TooManySkipped as error:
