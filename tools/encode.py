@@ -33,6 +33,9 @@ def main(
         Literal["pyav", "decord"], typer.Option(help="pyav, or decord where it agrees with the container.")
     ] = "pyav",
     retry_skipped: Annotated[bool, typer.Option("--retry-skipped", help="Read again what was skipped before.")] = False,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Embed the captions as well: the folder or hub name of a text encoder.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
 ) -> None:
     """Encodes a folder of videos into a latent store.
@@ -54,13 +57,16 @@ def main(
     find_clips(folder, captions)
     import torch
 
+    from mmdit.conditioning import load_text_encoder
     from mmdit.latents.codec import load_codec
     from mmdit.latents.encode import TooManySkipped, encode_folder
+    from mmdit.latents.texts import encode_texts
     from mmdit.tools.progress import progress_line
 
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     loaded = load_codec(codec, device=device)
+    words = load_text_encoder(text_encoder, device=device) if text_encoder is not None else None
     try:
         with progress_line("encode", "clips") as advance:
             report = encode_folder(
@@ -74,6 +80,8 @@ def main(
         _print(error.report)
         raise
     _print(report)
+    if words is not None:
+        print(f"text embeddings: {encode_texts(out, words)}")
 
 
 def _size(text: str) -> tuple[int, int]:
