@@ -97,18 +97,18 @@ def _take_debug(words: list[str]) -> bool:
     return asked or os.environ.get("MMDIT_DEBUG", "") not in ("", "0")
 
 
-_given: list[str] = []
+_words: list[str] = []
 
 
 def words_given() -> list[str]:
     """The words after the verb, as they were given."""
-    return list(_given)
+    return list(_words)
 
 
 def call(function: Callable[..., Any], name: str, words: list[str], prefix: str = "mmdit ") -> int:
     import typer
 
-    _given[:] = words
+    _words[:] = words
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=_help_text(function))(function)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +13,8 @@ from mmdit.tools import clip_options as options
 from mmdit.tools.cli import run, words_given
 
 if TYPE_CHECKING:
+    from mmdit.latents.codec import Codec
+    from mmdit.latents.encode import Engine
     from mmdit.latents.report import EncodeReport
 
 
@@ -52,6 +55,9 @@ def main(
     ] = None,
     reader: options.Reader = "auto",
     retry_skipped: Annotated[bool, typer.Option("--retry-skipped", help="Read again what was skipped before.")] = False,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Embed the captions as well: the folder or hub name of a text encoder.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     engine: Annotated[
         Literal["here", "ray"], typer.Option(help="ray: on the cluster of RAY_ADDRESS, else on one started here.")
@@ -98,25 +104,37 @@ def main(
     team = _team()
     device = str(team.device) if team is not None and device == "auto" else options.device_of(device)
     load = partial(load_codec, codec, device=device, tiling=tiles)
-    ray = None
-    if engine == "ray":
-        from mmdit.latents.cluster import ray_engine
-
-        ray = ray_engine(load, processes, gpus=float(device.startswith("cuda")))
     main_one = team is None or team.is_main_process
     if main_one:
         options.print_notes(found)
+    too_many = None
     try:
         with progress_line("encode", "clips", quiet=not main_one) as advance:
             report = encode_clips(
-                found, out, load(), rules, how, codec_name=codec, command=words_given(), progress=advance,
-                team=team or ALONE, engine=ray,
+                found, out, load(), rules, how, codec_name=codec, command=words_given() or None, progress=advance,
+                team=team or ALONE, engine=_ray(load, processes, device) if engine == "ray" else None,
             )  # fmt: skip
     except TooManySkipped as error:
-        _print(error.report)
-        raise
+        too_many, report = error, error.report
     if report is not None:
         _print(report)
+        if text_encoder is not None:
+            _embed_captions(out, text_encoder, device)
+    if too_many is not None:
+        raise too_many
+
+
+def _ray(load: Callable[[], "Codec"], processes: int, device: str) -> "Engine":
+    from mmdit.latents.cluster import ray_engine
+
+    return ray_engine(load, processes, gpus=float(device.startswith("cuda")))
+
+
+def _embed_captions(store: Path, text_encoder: str, device: str) -> None:
+    from mmdit.conditioning import load_text_encoder
+    from mmdit.latents.texts import encode_texts
+
+    print(f"text embeddings: {encode_texts(store, load_text_encoder(text_encoder, device=device))}")
 
 
 def _team() -> Any:

@@ -56,10 +56,9 @@ def main(
         print(f"taken out: {remove_damaged(store, report)} shards")
         _encode_again(opened, store)
         return
-    shards = len(report.shards_damaged)
     raise Stopped(
-        "the store is damaged", where=store, got=f"{len(report.damages)} faults in {shards} of {report.shards} shards",
-        fix=f"`mmdit verify {shlex.quote(str(store))} --fix` makes them again, as would `{again}` after it",
+        "the store is damaged", where=store, got=f"{len(report.damages)} faults", expected="none",
+        fix=f"{shlex.join(['mmdit', 'verify', str(store), '--fix'])}: takes out the damaged shards, and runs {again}",
     )  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def _words(opened: "LatentStore", store: Path) -> list[str] | None:
 
 def _command(opened: "LatentStore", store: Path) -> str:
     words = _words(opened, store)
-    return shlex.join(["mmdit", "encode", *words]) if words else "the `mmdit encode` that made it"
+    return shlex.join(["mmdit", "encode", *words]) if words else "the mmdit encode that made it"
 
 
 def _encode_again(opened: "LatentStore", store: Path) -> None:

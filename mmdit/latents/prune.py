@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 from safetensors import safe_open
+from torch import Tensor
 
 from mmdit import files
 from mmdit.latents.layout import INDEX, QUARANTINE, SHARD_TABLE, SHARDS, shard_paths
@@ -94,7 +95,7 @@ def _change(folder: Path, store: LatentStore, changed: dict[int, list[dict[str, 
 
 def _rewrite(folder: Path, store: LatentStore, recorded: Recorded, old: int, rows: list[dict[str, Any]]) -> int:
     number = recorded.next_number()
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     with safe_open(shard_paths(folder, old)[0], framework="pt") as file:
         for row in rows:
             if row["reason"] is None:

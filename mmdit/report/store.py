@@ -67,14 +67,17 @@ def decode_rows(store: LatentStore, codec: Codec, rows: Sequence[int]) -> list[F
 
 def read_original(row: dict[str, Any], source: Path) -> Frames | None:
     """The clip of a row from its source, cut and scaled as it was encoded; None when that cannot be read any more."""
+    if row["stride"] is not None:
+        return None
     size = (row["height"], row["width"])
     request = ReadRequest(
         str(source / row["source"]), row["frames"], size, row["fps"], start=row["start"], reader=row["reader"] or "pyav"
     )
     try:
-        return read_request(request).frames
+        frames = read_request(request).frames
     except BadClip:
         return None
+    return frames[:, :, ::-1] if row["flip"] else frames
 
 
 def write_store_page(store: LatentStore, codec: Codec | None, path: Path, *, clips: int = 12) -> Path:

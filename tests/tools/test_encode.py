@@ -94,3 +94,26 @@ def test_a_missing_folder_and_one_without_videos(tmp_path: Path, capsys: pytest.
     assert "no such folder of videos" in capsys.readouterr().err
     assert run(tmp_path, "--out", tmp_path / "store") == 2
     assert "no videos" in capsys.readouterr().err
+
+
+def test_captions_are_embedded_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tiny
+
+    from mmdit.latents.texts import TextStore
+
+    y, x = np.mgrid[0:32, 0:48]
+    waves = [np.stack([np.sin((x * (c + 1) + y + t) / 9) * 90 + 128 for c in range(3)], -1) for t in range(5)]
+    write_clip(tmp_path / "clips" / "0.mp4", np.array(waves).astype(np.uint8), 8)
+    (tmp_path / "clips" / "0.txt").write_text("a red coat")
+    encoder = tiny.make_encoder()
+    encoder.save(tmp_path / "encoder")
+    words = (tmp_path / "clips", "--out", tmp_path / "store", "--frames", 5, "--size", "32x48", "--text-encoder")
+    assert run(*words, tmp_path / "nowhere") == 2
+    assert not (tmp_path / "store").exists()
+    assert run(*words, tmp_path / "encoder") == 0
+    assert "text embeddings: " in capsys.readouterr().out
+    texts = TextStore(tmp_path / "store", encoder.fingerprint)
+    assert len(texts) == 2
+    assert np.allclose(
+        texts.embedding("a red coat").pooled, encoder.encode(["a red coat"]).pooled[0].detach(), atol=1e-5
+    )
