@@ -46,7 +46,7 @@ def opened(path: str, offset: int = 0, length: int | None = None) -> Iterator[tu
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    streams = [stream for stream in container.streams.video if not int(stream.disposition) & _COVER_PICTURE]
+    streams = [stream for stream in container.streams.video if not stream.disposition.value & _COVER_PICTURE]
     if not streams:
         raise BadClip("no video stream" + (": only a cover picture" if container.streams.video else ""))
     stream = streams[0]

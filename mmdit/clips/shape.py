@@ -1,5 +1,6 @@
 """What a stored picture is cut and scaled by: one rule for video frames and for stills."""
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from typing import Any, Self
@@ -34,15 +35,8 @@ class Scaler:
     def scaled(self, frame: VideoFrame, height: int, width: int, pixels: str = "rgb24") -> Frames:
         """(height, width, channel) of kind `pixels`."""
         kind = (
-            frame.height,
-            frame.width,
-            frame.format.name,
-            frame.colorspace,
-            frame.color_range,
-            height,
-            width,
-            pixels,
-        )
+            frame.height, frame.width, frame.format.name, frame.colorspace, frame.color_range, height, width, pixels
+        )  # fmt: skip
         if kind != self._kind:
             self._graph, self._kind = _graph(frame, height, width, pixels), kind
         self._graph.push(frame)
@@ -55,7 +49,8 @@ def _graph(frame: VideoFrame, height: int, width: int, pixels: str) -> av.filter
     if not frame.format.is_rgb:
         facts += f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
     graph = av.filter.Graph()
-    graph.threads = 1
+    with contextlib.suppress(AttributeError):  # PyAV before 18 cannot be told, and starts idle threads
+        graph.threads = 1
     graph.link_nodes(
         graph.add("buffer", facts),
         graph.add("scale", f"{width}:{height}:flags={_FLAGS}"),

@@ -53,7 +53,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         sound: Any = container.add_stream("aac", rate=44100)
         cover: Any = container.add_stream("mjpeg", rate=1)
         cover.height, cover.width, cover.pix_fmt = 32, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         audio = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), format="fltp", layout="mono")
         audio.rate = 44100
         container.mux(cover.encode(av.VideoFrame.from_ndarray(levels(1)[0], format="rgb24")))
