@@ -96,9 +96,11 @@ def main(
         source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels, no_caption=no_caption,
         bad_captions=bad_captions, max_caption=max_caption,
     )  # fmt: skip
+    from mmdit.conditioning import load_text_encoder
     from mmdit.latents.codec import load_codec
     from mmdit.latents.encode import ALONE, encode_clips
     from mmdit.latents.report import TooManySkipped
+    from mmdit.latents.texts import encode_texts
     from mmdit.tools.progress import progress_line
 
     team = _team()
@@ -107,6 +109,8 @@ def main(
     main_one = team is None or team.is_main_process
     if main_one:
         options.print_notes(found)
+    # Loaded now, so that a wrong name is found before the work and not after it.
+    encoder = load_text_encoder(text_encoder, device=device) if text_encoder is not None and main_one else None
     too_many = None
     try:
         with progress_line("encode", "clips", quiet=not main_one) as advance:
@@ -118,8 +122,8 @@ def main(
         too_many, report = error, error.report
     if report is not None:
         _print(report)
-        if text_encoder is not None:
-            _embed_captions(out, text_encoder, device)
+        if encoder is not None:
+            print(f"text embeddings: {encode_texts(out, encoder)}")
     if too_many is not None:
         raise too_many
 
@@ -128,13 +132,6 @@ def _ray(load: Callable[[], "Codec"], processes: int, device: str) -> "Engine":
     from mmdit.latents.cluster import ray_engine
 
     return ray_engine(load, processes, gpus=float(device.startswith("cuda")))
-
-
-def _embed_captions(store: Path, text_encoder: str, device: str) -> None:
-    from mmdit.conditioning import load_text_encoder
-    from mmdit.latents.texts import encode_texts
-
-    print(f"text embeddings: {encode_texts(store, load_text_encoder(text_encoder, device=device))}")
 
 
 def _team() -> Any:

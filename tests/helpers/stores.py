@@ -14,7 +14,7 @@ from mmdit.latents.tables import write_tables
 
 SHAPE = (2, 3, 4, 5)
 SETTINGS = {"codec": "made", "dtype": "float32", "tiling": None}
-ABOUT = {"codec": {"name": "made", "fingerprint": "made"}}
+ABOUT = {"codec": {"name": "made", "fingerprint": "made"}, "labels": ["a", "b"]}
 
 
 def id_of(number: int) -> str:
