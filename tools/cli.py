@@ -33,7 +33,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("mmdit.tools.plan", "say what encode would keep, drop and cost, and do none of it"),
     "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
     "verify": Verb("mmdit.tools.verify", "read a whole latent store, and find or repair what is damaged"),
-    "inspect": Verb("mmdit.tools.inspect", "show what is in a latent store: figures, and a page of its clips"),
+    "inspect": Verb("mmdit.tools.inspect_store", "show what is in a latent store: figures, and a page of its clips"),
     "bench": Verb("mmdit.tools.bench", "measure how fast this machine encodes"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -54,11 +55,12 @@ class ShardCache:
             Refused: it cannot be fetched, or is not what size and hash say.
             Stopped: the shards that are open leave no room for it.
         """
-        path = self.folder / f"{sha256}.safetensors"
+        path = self.folder / f"{sha256}-{size}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         for _ in range(_TRIES):  # between fetching and holding it another process may throw it away
             if (held := _hold(path)) is not None:
-                os.utime(path)  # its place among the recently taken ones
+                now = time.time_ns()  # finer than the file system's own clock
+                os.utime(path, ns=(now, now))  # its place among the recently taken ones
                 return path, held
             with self._alone(f".lock-{sha256[:2]}"):  # one process fetches, the others wait for it
                 if not path.exists():
@@ -70,8 +72,7 @@ class ShardCache:
             with self._alone(".lock"):
                 reserved = until_renamed.enter_context(open(part, "wb"))
                 fcntl.flock(reserved, fcntl.LOCK_EX)
-                self._make_room(size, where)
-                os.truncate(part, size)  # counted from now on
+                self._make_room(path, where)  # from now on this one is counted, by its name
             try:
                 fetch(part)
             except Exception as error:  # each file system has its own
@@ -86,18 +87,19 @@ class ShardCache:
                     expected=f"{size} bytes with {sha256[:16]}...", fix="copy it again from where the store was made",
                 )  # fmt: skip
 
-    def _make_room(self, size: int, where: str) -> None:
-        known: dict[int, tuple[Path, os.stat_result]] = {}  # by inode: one may get its name in the meantime
+    def _make_room(self, wanted: Path, where: str) -> None:
+        size = _size(wanted)
+        known: dict[str, tuple[Path, int]] = {}  # by name: a part may become a file in the meantime
         for pattern in (f"{files.PART}*", "*.safetensors"):
             for path in self.folder.glob(pattern):
                 with suppress(FileNotFoundError):
-                    about = path.stat()
-                    known[about.st_ino] = path, about
-        held = sum(about.st_size for _, about in known.values())
-        for path, about in sorted(known.values(), key=lambda pair: pair[1].st_mtime_ns):
+                    known["-".join(path.name.split("-")[-2:])] = path, path.stat().st_mtime_ns
+        known.pop(wanted.name)  # the part that is to be filled
+        held = sum(_size(path) for path, _ in known.values())
+        for path, _ in sorted(known.values(), key=lambda pair: pair[1]):
             if held + size <= self.limit:
                 return
-            held -= about.st_size if _throw_away(path) else 0
+            held -= _size(path) if _throw_away(path) else 0
         if held + size > self.limit:
             raise Stopped(
                 "the shards that are open leave no room in the cache", where=self.folder,
@@ -110,6 +112,11 @@ class ShardCache:
         with open(self.folder / name, "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _size(path: Path) -> int:
+    """The size that a file of the cache has, or will have once it is fetched."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def _hold(path: Path) -> Lease | None:

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -211,11 +210,8 @@ def _check(run: _Run, left: Sequence[Planned]) -> None:
 
 def _numbered(left: Sequence[Planned], recorded: Recorded, size: int) -> dict[int, Sequence[Planned]]:
     """The clips left to do, in shards with the first numbers that are free."""
-    shards: dict[int, Sequence[Planned]] = {}
-    free = (number for number in count() if number not in recorded.shards)
-    for first, number in zip(range(0, len(left), size), free, strict=False):
-        shards[number] = left[first : first + size]
-    return shards
+    firsts = range(0, len(left), size)
+    return {number: left[i : i + size] for i, number in zip(firsts, recorded.free_numbers(), strict=False)}
 
 
 def _workers(options: EncodeOptions) -> int:

@@ -94,7 +94,7 @@ def _change(folder: Path, store: LatentStore, changed: dict[int, list[dict[str, 
 
 
 def _rewrite(folder: Path, store: LatentStore, recorded: Recorded, old: int, rows: list[dict[str, Any]]) -> int:
-    number = recorded.next_number()
+    number = next(recorded.free_numbers())
     tensors: dict[str, Tensor] = {}
     with safe_open(shard_paths(folder, old)[0], framework="pt") as file:
         for row in rows:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Recorded:
     """By id; each with the key "shard"."""
     shards: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By number: name, bytes, sha256, clips."""
+
+    def free_numbers(self) -> Iterator[int]:
+        """The numbers that no shard has, rising."""
+        return (number for number in count() if number not in self.shards)
 
     def add(self, number: int, rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
         self.shards[number] = facts

@@ -53,7 +53,7 @@ def test_a_store_at_a_url_is_read_like_a_folder(url: str, folder: Path, tmp_path
     assert store.table.equals(local.table) and store.row(3) == local.row(3)
     for row in (5, 0, 3):
         assert all(map(torch.equal, store.latent(row), local.latent(row)))
-    assert cached(cache) == sorted(f"{facts['sha256']}.safetensors" for facts in store.shards.values())
+    assert cached(cache) == sorted(f"{facts['sha256']}-{facts['bytes']}.safetensors" for facts in store.shards.values())
 
 
 def test_a_shard_is_fetched_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_the_cache_keeps_its_limit_and_what_was_taken_last(folder: Path, tmp_pat
     size = shard_bytes(folder)
     cache = ShardCache(tmp_path / "cache", 2 * size + 10)
     store = LatentStore.open(f"file://{folder}", cache)
-    names = [f"{store.shards[number]['sha256']}.safetensors" for number in range(3)]
+    names = [f"{store.shards[number]['sha256']}-{size}.safetensors" for number in range(3)]
 
     def read(number: int) -> None:
         LatentStore.open(f"file://{folder}", cache).latent(ORDER.index(2 * number))
@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_refused_and_not_kept(folder: Path, tmp_path: Path, d
 def test_what_a_dead_process_left_goes_first(folder: Path, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", shard_bytes(folder) + 10)
     cache.folder.mkdir()
-    (cache.folder / ".part-1-left.safetensors").write_bytes(bytes(shard_bytes(folder)))
+    (cache.folder / f".part-1-left-{shard_bytes(folder)}.safetensors").write_bytes(bytes(shard_bytes(folder)))
     LatentStore.open(f"file://{folder}", cache).latent(0)
     assert len(cached(cache)) == 1 and not cached(cache)[0].startswith(".part")
 
