@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from mmdit.clips.decode import ReaderName
     from mmdit.clips.source import Found
     from mmdit.clips.windows import Windows
     from mmdit.latents.request import ClipRules
@@ -57,9 +58,7 @@ Flip = Annotated[bool, typer.Option("--flip", help="Each clip also mirrored, as 
 Batch = Annotated[int, typer.Option(help="Clips encoded at a time.")]
 Workers = Annotated[int | None, typer.Option(help="Decoding processes. [default: one less than processors]")]
 Deadline = Annotated[float, typer.Option(help="Seconds that decoding one clip may take.")]
-Reader = Annotated[
-    Literal["auto", "decord", "pyav"], typer.Option(help="Which library decodes; auto: whichever suits the file.")
-]
+Reader = Annotated[Literal["pyav", "decord"], typer.Option(help="pyav, or decord where it agrees with the container.")]
 Dtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
 
 
@@ -74,7 +73,7 @@ def rules_of(
     windows: str,
     window_step: float | None,
     flip: bool,
-    reader: str,
+    reader: "ReaderName",
 ) -> "ClipRules":
     """The options as rules; Refused where they do not make sense."""
     from mmdit.clips.buckets import Bucket
@@ -88,7 +87,7 @@ def rules_of(
     return ClipRules(
         buckets=() if budget else buckets, budget=budget, fps=fps, stride=stride,
         windows=_windows(windows, window_step), flip=flip, reader=reader,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def _windows(text: str, step: float | None) -> "Windows":

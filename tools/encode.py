@@ -53,7 +53,7 @@ def main(
     psnr_floor: Annotated[
         float | None, typer.Option(help="dB. A codec below it is refused, a measured clip below it skipped.")
     ] = None,
-    reader: options.Reader = "auto",
+    reader: options.Reader = "pyav",
     retry_skipped: Annotated[bool, typer.Option("--retry-skipped", help="Read again what was skipped before.")] = False,
     text_encoder: Annotated[
         str | None, typer.Option(help="Embed the captions as well: the folder or hub name of a text encoder.")

@@ -34,7 +34,7 @@ def main(
     workers: options.Workers = None,
     deadline: options.Deadline = 60.0,
     dtype: options.Dtype = "float16",
-    reader: options.Reader = "auto",
+    reader: options.Reader = "pyav",
     with_codec: Annotated[
         bool, typer.Option("--with-codec", help="Load the codec, to measure how fast it encodes.")
     ] = False,

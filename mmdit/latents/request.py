@@ -70,7 +70,7 @@ class ClipRules:
     stride: int | None = None
     windows: Windows = field(default_factory=Windows)
     flip: bool = False
-    reader: ReaderName = "auto"
+    reader: ReaderName = "pyav"
 
     def __post_init__(self) -> None:
         if any(side < 1 for bucket in self.buckets for side in bucket) or bool(self.buckets) == bool(self.budget):

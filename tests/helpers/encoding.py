@@ -1,7 +1,7 @@
 """Encoding in a test: settings by name, and what a store's folder holds."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pooled import Direct, Pooled
@@ -29,7 +29,7 @@ def encode(source: Path, store: Path, codec: Any = None, *, captions: Path | Non
     options |= {name: changes.pop(name) for name in ("deadline", "psnr_floor", "retry_skipped") if name in changes}
     found = find_source(source, table=captions)
     report: EncodeReport | None = encode_clips(
-        found, store, codec or Pooled(), ClipRules(**rules), EncodeOptions(**options), **changes
+        found, store, cast(Any, codec or Pooled()), ClipRules(**rules), EncodeOptions(**options), **changes
     )
     return report
 
