@@ -29,6 +29,10 @@ CaptionFrom = Annotated[
 LabelFrom = Annotated[
     Literal["given", "folder"], typer.Option("--labels", help="folder: the first folder below the source is the label.")
 ]
+LabelNames = Annotated[
+    Path | None,
+    typer.Option(help="A file with a label name a line, in the order of their numbers. [default: classes.txt]"),
+]
 NoCaption = Annotated[Literal["keep", "skip", "refuse"], typer.Option(help="What becomes of clips without a caption.")]
 BadCaptions = Annotated[
     Literal["refuse", "drop"], typer.Option(help="What becomes of captions that are no text: not UTF-8, or with NUL.")
@@ -117,16 +121,22 @@ def source_of(
     captions: Path | None,
     caption_from: str,
     labels: str,
+    label_names: Path | None,
     no_caption: str,
     bad_captions: str,
     max_caption: int | None,
 ) -> "Found":
     """The clips of the source; images are taken where a bucket has one frame."""
     from mmdit.clips.source import SourceRules, find_source
+    from mmdit.clips.sources.labels import read_classes
+    from mmdit.errors import Refused
 
     lengths = rules.budget.frames if rules.budget is not None else [bucket.frames for bucket in rules.buckets]
     media = {True: "all", False: "video"}[1 in lengths]
-    how = SourceRules(media, caption_from, labels, None, bad_captions, no_caption, max_caption)  # type: ignore[arg-type]
+    names = None
+    if label_names is not None and (names := read_classes(label_names)) is None:
+        raise Refused("no such file of label names", where=label_names)
+    how = SourceRules(media, caption_from, labels, names and tuple(names), bad_captions, no_caption, max_caption)  # type: ignore[arg-type]
     return find_source(source, kind=kind, table=captions, rules=how)  # type: ignore[arg-type]
 
 

@@ -35,6 +35,7 @@ def main(
     captions: options.Captions = None,
     caption_from: options.CaptionFrom = "given",
     labels: options.LabelFrom = "given",
+    label_names: options.LabelNames = None,
     no_caption: options.NoCaption = "keep",
     bad_captions: options.BadCaptions = "refuse",
     max_caption: options.MaxCaption = None,
@@ -93,8 +94,8 @@ def main(
             "--processes is for --engine ray", got=processes, fix="start tools/encode.py by torchrun for several here"
         )
     found = options.source_of(
-        source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels, no_caption=no_caption,
-        bad_captions=bad_captions, max_caption=max_caption,
+        source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels,
+        label_names=label_names, no_caption=no_caption, bad_captions=bad_captions, max_caption=max_caption,
     )  # fmt: skip
     from mmdit.conditioning import load_text_encoder
     from mmdit.latents.codec import load_codec

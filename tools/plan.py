@@ -27,6 +27,7 @@ def main(
     captions: options.Captions = None,
     caption_from: options.CaptionFrom = "given",
     labels: options.LabelFrom = "given",
+    label_names: options.LabelNames = None,
     no_caption: options.NoCaption = "keep",
     bad_captions: options.BadCaptions = "refuse",
     max_caption: options.MaxCaption = None,
@@ -55,8 +56,8 @@ def main(
 
     how = EncodeOptions(dtype=dtype, batch_size=batch, workers=workers, deadline=deadline)
     found = options.source_of(
-        source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels, no_caption=no_caption,
-        bad_captions=bad_captions, max_caption=max_caption,
+        source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels,
+        label_names=label_names, no_caption=no_caption, bad_captions=bad_captions, max_caption=max_caption,
     )  # fmt: skip
     from mmdit.clips.reader import default_workers
     from mmdit.latents.codec import load_codec

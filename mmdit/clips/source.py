@@ -40,8 +40,8 @@ CAPTIONS = "captions"
 
 
 def find_clips(root: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None) -> list[SourceClip]:
-    """The clips of `find_source`, without the rest; `captions` is its `table`."""
-    return find_source(root, table=captions).clips
+    """The videos of `find_source`, without the rest; `captions` is its `table`."""
+    return find_source(root, table=captions, rules=SourceRules(media="video")).clips
 
 
 def find_source(

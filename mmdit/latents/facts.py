@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from mmdit.clips.source import SourceClip
 FACTS = "sources.parquet"
 _ROWS = pyarrow.schema(
     [
-        ("path", pyarrow.string()), ("bytes", pyarrow.int64()), ("modified", pyarrow.int64()),
+        ("path", pyarrow.string()), ("file", pyarrow.string()), ("offset", pyarrow.int64()),
+        ("bytes", pyarrow.int64()), ("modified", pyarrow.int64()),
         ("sha256", pyarrow.string()), ("kind", pyarrow.string()), ("duration", pyarrow.float64()),
         ("frames", pyarrow.int64()), ("fps", pyarrow.float64()), ("height", pyarrow.int32()),
         ("width", pyarrow.int32()), ("reason", pyarrow.string()),
@@ -43,6 +44,8 @@ class Facts:
     probed: Probed | None = None
     reason: str | None = None
     """Why it could not be probed."""
+    part: Part | None = None
+    """Where in which file it lies, if it is not a file of its own."""
 
     @property
     def readable(self) -> bool:
@@ -73,7 +76,7 @@ def find_facts(
         for path, answer in zip(new, answers, strict=True):
             facts = found[path]
             probed, reason = (None, answer.reason) if isinstance(answer, BadClip) else (answer, None)
-            found[path] = Facts(facts.bytes, facts.modified, facts.sha256, probed, reason)
+            found[path] = replace(facts, probed=probed, reason=reason)
     return found
 
 
@@ -98,9 +101,9 @@ def _look(root: Path, path: str, part: Part | None, known: Facts | None, hashed:
         state = os.stat(file)
         size = state.st_size if length is None else length
         if known is not None and (known.bytes, known.modified) == (size, state.st_mtime_ns) and known.readable:
-            return known
+            return replace(known, part=part)
         if not hashed:
-            return Facts(size, state.st_mtime_ns, NOT_HASHED)
+            return Facts(size, state.st_mtime_ns, NOT_HASHED, part=part)
         digest = hashlib.sha256()
         with open(file, "rb") as handle:
             handle.seek(offset)
@@ -108,9 +111,9 @@ def _look(root: Path, path: str, part: Part | None, known: Facts | None, hashed:
             while left > 0 and (data := handle.read(min(_AT_A_TIME, left))):
                 digest.update(data)
                 left -= len(data)
-        return Facts(size, state.st_mtime_ns, digest.hexdigest())
+        return Facts(size, state.st_mtime_ns, digest.hexdigest(), part=part)
     except OSError as error:  # reading the clip finds it out too, and counts it
-        return Facts(0, 0, f"{file.name}: {error.strerror}")
+        return Facts(0, 0, f"{file.name}: {error.strerror}", part=part)
 
 
 def read_facts(folder: Path) -> dict[str, Facts]:
@@ -125,7 +128,9 @@ def write_facts(folder: Path, facts: dict[str, Facts]) -> None:
 
 
 def _row(path: str, facts: Facts) -> dict[str, Any]:
-    row = {"path": path, "bytes": facts.bytes, "modified": facts.modified, "sha256": facts.sha256}
+    row: dict[str, Any] = {"path": path, "bytes": facts.bytes, "modified": facts.modified, "sha256": facts.sha256}
+    if facts.part is not None:
+        row |= {"file": facts.part.file, "offset": facts.part.offset}
     if (probed := facts.probed) is not None:
         height, width = probed.size
         row |= {"kind": probed.kind, "duration": probed.duration, "frames": probed.frames, "fps": probed.fps}
@@ -138,4 +143,5 @@ def _of_row(row: dict[str, Any]) -> Facts:
     if row["kind"] is not None:
         size = (row["height"], row["width"])
         probed = Probed(row["kind"], row["duration"], row["frames"], row["fps"], size)
-    return Facts(row["bytes"], row["modified"], row["sha256"], probed, row["reason"])
+    part = Part(row["file"], row["offset"], row["bytes"]) if row["file"] is not None else None
+    return Facts(row["bytes"], row["modified"], row["sha256"], probed, row["reason"], part)

@@ -11,8 +11,10 @@ import torch
 
 from mmdit import files
 from mmdit.clips.decode import BadClip, ReadRequest, read_request
+from mmdit.clips.part import Part
 from mmdit.clips.video import Frames, clip_to_frames, frames_to_clip, write_clip, write_image
 from mmdit.latents.codec import Codec
+from mmdit.latents.facts import read_facts, where_of
 from mmdit.latents.store import LatentStore
 from mmdit.latents.verify import check_codec
 from mmdit.report.demo import environment
@@ -65,30 +67,34 @@ def decode_rows(store: LatentStore, codec: Codec, rows: Sequence[int]) -> list[F
     return [clip_to_frames(codec.decode(store.latent(row)[0].float()[None])[0]) for row in rows]
 
 
-def read_original(row: dict[str, Any], source: Path) -> Frames | None:
-    """The clip of a row from its source, cut and scaled as it was encoded; None when that cannot be read any more."""
-    if row["stride"] is not None:
-        return None
-    size = (row["height"], row["width"])
+def read_original(row: dict[str, Any], root: Path, part: Part | None) -> Frames | None:
+    """The clip of a row from its source, cut and scaled as it was encoded; None when that cannot be read any more.
+
+    `root` is what the source's path is relative to, `part` where it lies if it is not a file of its own.
+    """
+    file, offset, length = where_of(root, row["source"], part)
     request = ReadRequest(
-        str(source / row["source"]), row["frames"], size, row["fps"], start=row["start"], reader=row["reader"] or "pyav"
-    )
+        path=str(file), offset=offset, length=length, frames=row["frames"], size=(row["height"], row["width"]),
+        fps=row["fps"], start=row["start"], flip=row["flip"], stride=row["stride"],
+        reader="decord" if row["reader"] == "decord" else "pyav",
+    )  # fmt: skip
     try:
-        frames = read_request(request).frames
+        return read_request(request).frames
     except BadClip:
         return None
-    return frames[:, :, ::-1] if row["flip"] else frames
 
 
 def write_store_page(store: LatentStore, codec: Codec | None, path: Path, *, clips: int = 12) -> Path:
     """Writes the page as one HTML file that needs no other. Without a codec it has figures only."""
     made = store.meta.get("made") or {}
     source = Path(made["source"]) if made.get("source") and Path(made["source"]).is_dir() else None
+    facts = {} if source is None else read_facts(Path(str(store.place)))
     rows = sample_rows(store, clips) if codec is not None else []
     cards = []
     for row, again in zip(rows, decode_rows(store, codec, rows) if codec is not None else [], strict=True):
         known = store.row(row)
-        original = read_original(known, source) if source is not None else None
+        part = facts[known["source"]].part if known["source"] in facts else None
+        original = read_original(known, source, part) if source is not None else None
         cards.append(
             {
                 "row": row,

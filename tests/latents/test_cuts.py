@@ -1,5 +1,6 @@
 """What is cut from the sources: buckets, windows, mirrored clips, strides, images; what is dropped, with reasons."""
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmdit.errors import Refused
 from mmdit.latents.facts import read_facts
 from mmdit.latents.request import ClipRules, TokenBudget
 from mmdit.latents.store import LatentStore
+from mmdit.report.store import read_original
 
 FPS = 8
 
@@ -146,6 +148,35 @@ def test_no_room_for_a_picture(tmp_path: Path) -> None:
     video(tmp_path / "in" / "a.mp4", 9)
     with pytest.raises(Refused, match="no room for a picture"):
         encode(tmp_path / "in", tmp_path / "store", buckets=(), budget=TokenBudget((5,), 4))
+
+
+def test_members_of_a_tar_file_are_encoded_in_place(tmp_path: Path) -> None:
+    """The same latents, under the same ids, as of the files themselves; the page finds the originals again."""
+    source = tmp_path / "in"
+    for number in range(3):
+        video(source / f"{number}.mp4", 5 + number)
+        (source / f"{number}.txt").write_text(f"clip {number}")
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "box.tar", "w") as box:
+        for path in sorted(source.iterdir()):
+            box.add(path, path.name)
+    encode(source, tmp_path / "files")
+    encode(tmp_path / "tars", tmp_path / "members", flip=True)
+    files, of_files = rows(tmp_path / "files")
+    members, of_members = rows(tmp_path / "members")
+    assert not list(tmp_path.glob("tars/*.mp4"))
+    plain = [row for row in of_members if not row["flip"]]
+    assert [row["id"] for row in plain] == [row["id"] for row in of_files]
+    assert [row["caption"] for row in plain] == ["clip 0", "clip 1", "clip 2"]
+    assert torch.equal(files.latent(1)[0], members.latent(members.row_of(of_files[1]["id"]))[0])
+    facts = read_facts(tmp_path / "members")
+    for row in of_members:
+        part = facts[row["source"]].part
+        assert part is not None and part.file == "box.tar"
+        original = read_original(row, tmp_path / "tars", part)
+        again = read_original(row | {"source": row["source"].removeprefix("box.tar/")}, source, None)
+        assert original is not None and again is not None and (original == again).all()
+    assert read_original(of_files[0] | {"source": "gone.mp4"}, source, None) is None
 
 
 def test_sources_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

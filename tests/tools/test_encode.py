@@ -61,6 +61,26 @@ def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(
     assert re.search(r"another dtype.*float32.*float16", capsys.readouterr().err)
 
 
+def test_class_folders_and_names_of_labels(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, label in enumerate(("b", "a", "c")):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        (tmp_path / "in" / label / f"red_{number}.mp4").write_bytes((videos / f"{number}.mp4").read_bytes())
+    words = ("--labels", "folder", "--caption-from", "name", "--frames", 5, "--size", "32x48", "--fps", 4)
+    assert run(tmp_path / "in", "--out", tmp_path / "store", *words) == 0
+    store = LatentStore.open(tmp_path / "store")
+    assert store.labels == ["a", "b", "c"] and store.label_numbers().tolist() == [0, 1, 2]
+    assert store.table["caption"].to_pylist() == ["red 1", "red 0", "red 2"]
+    (tmp_path / "names").write_text("c\nb\na\n")
+    words = (*words, "--label-names", tmp_path / "names")
+    assert run(tmp_path / "in", "--out", tmp_path / "store", *words) == 0
+    store = LatentStore.open(tmp_path / "store")
+    assert store.labels == ["c", "b", "a"] and store.label_numbers().tolist() == [2, 1, 0]
+    assert "encoded just now  0" in capsys.readouterr().out
+    (tmp_path / "names").write_text("a\nb\n")
+    assert run(tmp_path / "in", "--out", tmp_path / "store", *words) == 2
+    assert re.search(r"'c'", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -78,6 +98,10 @@ def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(
         (["--deadline", "0"], "deadline is out of range"),
         (["--captions", "none.csv"], "no such captions file.*none.csv"),
         (["--frame", "3"], "--frame"),
+        (["--label-names", "none.txt"], "no such file of label names.*none.txt"),
+        (["--processes", "2"], "--processes is for --engine ray"),
+        (["--tiling", "some"], "not a tiling.*'some'"),
+        (["--text-encoder", "none"], "none"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(
