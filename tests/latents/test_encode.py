@@ -147,7 +147,9 @@ def test_the_same_content_twice_is_encoded_once_and_said(videos: Path, tmp_path:
     shutil.copy(videos / "0.mp4", videos / "again.mp4")
     (videos / "captions.csv").unlink()
     codec = Pooled()
-    report = run(videos, tmp_path / "store", codec)
+    told: list[int] = []
+    report = run(videos, tmp_path / "store", codec, progress=lambda done, total, words: told.append(total - done))
+    assert told == [6, 5, 4, 3, 2, 1, 0]
     assert report.same_content == 1 and report.kept == 6 and codec.clips == 5
     store = LatentStore.open(tmp_path / "store")
     rows = [store.table["source"].to_pylist().index(name) for name in ("0.mp4", "again.mp4")]
