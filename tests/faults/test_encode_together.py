@@ -162,8 +162,8 @@ def test_torchrun_makes_the_store_of_one_process(videos: Path, tmp_path: Path) -
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         said.append(done.stdout)
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    facts = [json.loads(found.pop("store.json")) for found in (one, two)]
+    one_store, two_stores = contents(tmp_path / "one"), contents(tmp_path / "two")
+    facts = [json.loads(found.pop("store.json")) for found in (one_store, two_stores)]
     assert [fact.pop("made")["command"][-1] for fact in facts] == [str(tmp_path / "one"), str(tmp_path / "two")]
-    assert one == two and facts[0] == facts[1]
+    assert one_store == two_stores and facts[0] == facts[1]
     assert said[1].count("store: ") == 1  # one process speaks for all

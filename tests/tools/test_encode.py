@@ -71,13 +71,13 @@ def test_class_folders_and_names_of_labels(videos: Path, tmp_path: Path, capsys:
     assert store.labels == ["a", "b", "c"] and store.label_numbers().tolist() == [0, 1, 2]
     assert store.table["caption"].to_pylist() == ["red 1", "red 0", "red 2"]
     (tmp_path / "names").write_text("c\nb\na\n")
-    words = (*words, "--label-names", tmp_path / "names")
-    assert run(tmp_path / "in", "--out", tmp_path / "store", *words) == 0
+    more = (*words, "--label-names", tmp_path / "names")
+    assert run(tmp_path / "in", "--out", tmp_path / "store", *more) == 0
     store = LatentStore.open(tmp_path / "store")
     assert store.labels == ["c", "b", "a"] and store.label_numbers().tolist() == [2, 1, 0]
     assert "encoded just now  0" in capsys.readouterr().out
     (tmp_path / "names").write_text("a\nb\n")
-    assert run(tmp_path / "in", "--out", tmp_path / "store", *words) == 2
+    assert run(tmp_path / "in", "--out", tmp_path / "store", *more) == 2
     assert re.search(r"'c'", capsys.readouterr().err)
 
 
