@@ -1,20 +1,17 @@
 """Decoding through decord, imported when it is asked for."""
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from av.video.frame import VideoFrame
 
 from mmdit.clips.container import Stamps, opened
+from mmdit.clips.request import ReadRequest
 from mmdit.clips.shape import Frames, Scaler, Shape, has_alpha, turn
 from mmdit.clips.window import Window
 
-if TYPE_CHECKING:
-    from mmdit.clips.decode import ReadRequest
 
-
-def by_decord(request: "ReadRequest", stamps: Stamps, wanted: list[int], shape: Shape) -> dict[int, Frames] | None:
+def by_decord(request: ReadRequest, stamps: Stamps, wanted: list[int], shape: Shape) -> dict[int, Frames] | None:
     """The pictures by time stamp, or None where decord disagrees with the container, drops something, or fails.
 
     decord conceals damage, and knows no windows: their bytes are read into memory.
