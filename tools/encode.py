@@ -47,6 +47,9 @@ def main(
     workers: options.Workers = None,
     deadline: options.Deadline = 60.0,
     dtype: options.Dtype = "float16",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="What the codec computes in.")
+    ] = "float32",
     tiling: Annotated[
         str, typer.Option(help="off, on, or the side of a tile in pixels: large pictures in less memory.")
     ] = "off",
@@ -81,7 +84,7 @@ def main(
         frames=frames, size=size, bucket=bucket, token_budget=token_budget, fps=fps, stride=stride, windows=windows,
         window_step=window_step, flip=flip, reader=reader,
     )  # fmt: skip
-    from mmdit.latents.request import EncodeOptions
+    from mmdit.latents.request import DTYPES, EncodeOptions
 
     how = EncodeOptions(
         dtype=dtype, batch_size=batch, shard_size=shard, workers=workers, deadline=deadline,
@@ -106,7 +109,7 @@ def main(
 
     team = _team()
     device = str(team.device) if team is not None and device == "auto" else options.device_of(device)
-    load = partial(load_codec, codec, device=device, tiling=tiles)
+    load = partial(load_codec, codec, device=device, dtype=DTYPES[precision], tiling=tiles)
     main_one = team is None or team.is_main_process
     if main_one:
         options.print_notes(found)

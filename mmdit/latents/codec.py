@@ -71,6 +71,11 @@ class Codec:
         return self._fingerprint
 
     @property
+    def precision(self) -> str:
+        """The type that it computes in, such as "float32"; latents depend on it, so stores record it."""
+        return str(self.vae.dtype).removeprefix("torch.")
+
+    @property
     def tiling(self) -> dict[str, int] | None:
         """Side and overlap of a tile in pixels, or None; latents depend on it, so stores record it."""
         return None if self.tile is None else {"size": self.tile, "overlap": int(self.tile * TILE_OVERLAP)}

@@ -143,7 +143,9 @@ class _Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What all clips of a store share."""
-        return {"codec": self.codec.fingerprint, "dtype": self.options.dtype, "tiling": self.codec.tiling}
+        codec = self.codec
+        how = {"codec": codec.fingerprint, "precision": codec.precision, "tiling": codec.tiling}
+        return how | {"dtype": self.options.dtype}
 
 
 def _lead(

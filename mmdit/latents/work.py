@@ -176,7 +176,7 @@ class _Shard:
             if len(batch) == 1:
                 raise Stopped(
                     "out of memory", where=batch[0][0].clip.path, got=f"1 clip of {batch[0][0].bucket} a batch",
-                    fix="use smaller buckets, --tiling, --dtype bfloat16 for the codec, or a larger device",
+                    fix="use smaller buckets, --tiling on, --precision bfloat16, or a larger device",
                 ) from error  # fmt: skip
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ class Pooled:
     """Stands for a codec: averages over 8x8 pixels; its deviation is half the mean's size."""
 
     channels, space_factor, time_factor, tiling, tile, vae = 3, 8, 1, None, None, None
+    precision = "float32"
 
     def __init__(self, fingerprint: str = "pooled", *, pause: float = 0.0) -> None:
         self.fingerprint = fingerprint

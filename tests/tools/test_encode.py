@@ -57,6 +57,8 @@ def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(
     assert re.search(r"encoded just now +0\b", again.out)
     assert re.fullmatch(r"mmdit: more clips were skipped.*got 1 of 4.*at most 0.*--max-skipped\n", again.err)
 
+    assert run(*words, "--precision", "bfloat16") == 2
+    assert re.search(r"another precision.*bfloat16.*float32", capsys.readouterr().err)
     assert run(*words, "--dtype", "float32") == 2
     assert re.search(r"another dtype.*float32.*float16", capsys.readouterr().err)
 
