@@ -31,16 +31,21 @@ def load_config(kind: type[C], source: str | Path, overrides: Sequence[str] = ()
         Refused: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value that does not
             fit.
     """
-    path = find_recipe(source)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused("the recipe is not YAML", where=path, got=str(error).replace("\n", " ")) from None
-    if not isinstance(values, dict):
-        raise Refused("the recipe is not a table of keys", where=path, got=type(values).__name__)
+    values = read_yaml(find_recipe(source))
     for override in overrides:
         _apply(values, override)
     return parse_config(kind, values, where=str(source))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe's file; Refused where there are none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused("the recipe is not YAML", where=path, got=str(error).replace("\n", " ")) from None
+    if not isinstance(values, dict):
+        raise Refused("the recipe is not a table of keys", where=path, got=type(values).__name__)
+    return values
 
 
 def parse_config(kind: type[C], values: dict[str, Any], *, where: str) -> C:

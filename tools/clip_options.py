@@ -1,5 +1,6 @@
 """The options of `encode` and `plan` that say which clips are cut from which sources."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,32 @@ if TYPE_CHECKING:
 Source = Annotated[
     Path,
     typer.Argument(help="A folder of videos and images, a table (csv, jsonl, parquet), tar files, a saved data set."),
+]
+
+
+def _read_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes what the file says the defaults of the other options."""
+    from mmdit.config import read_yaml
+    from mmdit.errors import Refused
+
+    if path is None:
+        return None
+    values = {name.replace("-", "_"): value for name, value in read_yaml(path).items()}
+    known = {parameter.name for parameter in context.command.params} - {"recipe", "source", "out"}
+    if unknown := sorted(set(values) - known):
+        near = difflib.get_close_matches(unknown[0], [name for name in known if name], n=1)
+        raise Refused(
+            "no such option", where=path, got=unknown[0], fix=f"did you mean {near[0]}?" if near else "see --help"
+        )
+    context.default_map = values
+    return path
+
+
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_read_recipe, is_eager=True, help="A YAML file with options by name, such as bucket: [17x64x48]."
+    ),
 ]
 Kind = Annotated[
     Literal["folder", "table", "webdataset", "datasets"] | None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def main(
     source: options.Source,
     out: Annotated[Path, typer.Option(help="The store: a new folder, or one that this command began.")],
+    recipe: options.Recipe = None,
     codec: options.Codec = "fashion",
     frames: options.Frames = 17,
     size: options.Size = "64x48",

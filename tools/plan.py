@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def main(
     source: options.Source,
+    recipe: options.Recipe = None,
     codec: options.Codec = "fashion",
     frames: options.Frames = 17,
     size: options.Size = "64x48",

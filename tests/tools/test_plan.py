@@ -85,6 +85,25 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert re.fullmatch(rf"mmdit: .*{line}.*\n", capsys.readouterr().err)
 
 
+def test_options_from_a_file(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "clips.yaml"
+    recipe.write_text("bucket: [5x32x48, 5x48x32]\nwindows: 2\nfps: 4\n")
+    assert exit_code("plan", videos, "--recipe", recipe) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^5x32x48 +2 ", said, re.M) and re.search(r"^5x48x32 +1 ", said, re.M)
+    assert exit_code("plan", videos, "--recipe", recipe, "--windows", "1") == 0  # what is said on the line goes first
+    assert re.search(r"^5x32x48 +1 ", capsys.readouterr().out, re.M)
+    for text, line in (
+        ("buckets: [5x32x48]", "no such option, in .*clips.yaml, got buckets; did you mean bucket?"),
+        ("fps: fast", "fps.*'fast'"),
+        ("- 5", "not a table of keys"),
+        ("a: [", "not YAML"),
+    ):
+        recipe.write_text(text)
+        assert exit_code("plan", videos, "--recipe", recipe) == 2
+        assert re.search(line, capsys.readouterr().err)
+
+
 def test_nothing_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     assert exit_code("plan", tmp_path) == 2
