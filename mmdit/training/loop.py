@@ -87,11 +87,12 @@ def train(config: RunConfig, folder: Path, *, progress: Progress | None = None) 
 
 def _backward(run: Run, batch: Batch) -> Tensor:
     """Leaves the gradient of the mean loss of the global batch on every process; the loss of each sample, (batch,)."""
-    count, done = len(batch.rows), []
-    for part in batch.split(run.config.data.micro_batch or count):
-        last = sum(map(len, done)) + len(part.rows) == count
+    count = len(batch.rows)
+    parts = list(batch.split(run.config.data.micro_batch or count))
+    done: list[Tensor] = []
+    for number, part in enumerate(parts, 1):
         # Processes exchange the gradient once, when it is whole.
-        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.module):
+        with contextlib.nullcontext() if number == len(parts) else run.accelerator.no_sync(run.module):
             losses = _losses(run, run.module, part, "train")
             run.accelerator.backward(run.scaler.scale(losses.mean() * (len(part.rows) / count)))
         done.append(losses.detach())

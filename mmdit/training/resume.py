@@ -67,7 +67,7 @@ def save(run: Run) -> None:
 
 
 def _average_folders(run: Run) -> list[str]:
-    """"ema" for the first decay, "ema_DECAY" for each further one."""
+    """ "ema" for the first decay, "ema_DECAY" for each further one."""
     return ["ema", *(f"ema_{decay}" for decay in run.ema.decays[1:])]
 
 
