@@ -1,5 +1,6 @@
 """`mmdit train`: trains a network from a recipe."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,11 @@ def main(
 ) -> None:
     """Trains a network from a recipe, or goes on with a run that was stopped: the same command again.
 
-    Example: mmdit train configs/demo_fashion.yaml data.store=my_store --out runs/mine
+    Several processes train one network when torchrun or accelerate launch starts them, on the same global batches.
+
+    Example:
+      mmdit train configs/demo_fashion.yaml data.store=my_store --out runs/mine
+      torchrun --nproc-per-node 8 tools/train.py configs/demo_fashion.yaml data.store=my_store --out runs/mine
     """
     from mmdit.config import dump_config, load_config
     from mmdit.training.config import RunConfig
@@ -29,7 +34,8 @@ def main(
     from mmdit.training.loop import train
 
     folder = out or Path("runs") / Path(config).stem
-    with progress_line("train", "steps") as advance:
+    main_one = os.environ.get("RANK", "0") == "0"
+    with progress_line("train", "steps", quiet=not main_one) as advance:
         checkpoint = train(
             recipe,
             folder,
@@ -37,6 +43,8 @@ def main(
                 step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
             ),
         )
+    if not main_one:
+        return
     print(f"trained: {checkpoint}")
     print(f'next: mmdit generate {folder} --prompt "..." --out clip.mp4')
 

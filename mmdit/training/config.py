@@ -1,10 +1,12 @@
 """The recipe of a training run. The docstring under each field is its help."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mmdit.config import Config
+
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class DataConfig(Config):
@@ -18,6 +20,9 @@ class DataConfig(Config):
     """Split that the held-out loss is measured on; it may be missing from the store."""
     batch_size: int = Field(32, ge=1)
     """Clips a step, over all processes together."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most clips that a process computes at once; the gradients of several such parts of a step are added up, which
+    takes less memory and changes no result. null computes a process's share of the batch at once."""
     image_share: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the steps that train on single frames (the first latent frame of each clip)."""
 
@@ -116,15 +121,21 @@ class RunConfig(Config):
     """Order, noise, timesteps, dropout and initial weights are functions of it."""
     steps: int = Field(ge=1)
     """Optimizer steps in all."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the products; "auto" is bfloat16 where the device is quick at it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the products; "auto" is bfloat16 where the device is quick at it, else float32. float16, with a loss
+    scaler, is for CUDA devices without bfloat16."""
+    compile: bool = False
+    """Compile the network with torch.compile: quicker steps after a first one that takes minutes."""
     data: DataConfig
     conditions: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()
     flow: FlowConfig = FlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema_decay: float = Field(0.9999, ge=0.0, lt=1.0)
-    """Decay of the weights' moving average; it rises to this from 0 over the first steps."""
+    ema_decay: Decay | Annotated[tuple[Decay, ...], Field(min_length=1)] = 0.9999
+    """Decay of the weights' moving average, 0 to below 1; it rises to this from 0 over the first steps. A list keeps an
+    average for each; validation, samples and exports use the first."""
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where the averages are kept: beside the weights, or in the CPU's memory, which is slower."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics.jsonl."""
     validate_every: int = Field(500, ge=1)

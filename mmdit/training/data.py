@@ -4,7 +4,7 @@ Slot is the place in the global batch. Sample number step * batch_size + slot wa
 each epoch in an order of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -38,6 +38,14 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """Parts of up to `size` samples, in order."""
+        for first in range(0, len(self.rows), size):
+            part: dict[str, Any] = {
+                name: x[first : first + size] for name, x in vars(self).items() if isinstance(x, Tensor | list)
+            }
+            yield replace(self, **part)
 
 
 class TrainingData:

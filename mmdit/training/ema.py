@@ -1,6 +1,6 @@
-"""Moving average of weights, float32 always."""
+"""Moving averages of weights, float32 always."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,32 +11,47 @@ class EMA:
     """averages = d averages + (1 - d) weights, with d rising from 0 to `decay` as (1 + step) / (10 + step).
 
     Weights that are trained are averaged; everything else in the module (frozen tables, buffers) stays its own.
+
+    Args:
+        decay: one, or several that are kept side by side; samples and exports use the first.
+        device: where the averages are kept; None for each beside its weight.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.averages = {name: weight.detach().float().clone() for name, weight in _trained(module)}
+    def __init__(
+        self, module: nn.Module, decay: float | Sequence[float], device: torch.device | str | None = None
+    ) -> None:
+        self.decays = [decay] if isinstance(decay, (int, float)) else list(decay)
+        self.all_averages = [
+            {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in _trained(module)}
+            for _ in self.decays
+        ]
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """Of the first decay."""
+        return self.all_averages[0]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After optimizer step number `step`, from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        weights = [weight.detach().float() for _, weight in _trained(module)]
-        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+        weights = [weight.detach().to(self.averages[name].device, torch.float32) for name, weight in _trained(module)]
+        for decay, averages in zip(self.decays, self.all_averages, strict=True):
+            torch._foreach_lerp_(list(averages.values()), weights, 1 - min(decay, (1 + step) / (10 + step)))
 
     @contextmanager
-    def in_place_of_weights(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the module's weights are the averages; afterwards they are themselves again, bit for bit."""
+    def in_place_of_weights(self, module: nn.Module, number: int = 0) -> Iterator[None]:
+        """Inside, the module's weights are the averages of decay `number`; afterwards they are themselves again, bit
+        for bit."""
         kept = {name: weight.detach().clone() for name, weight in _trained(module)}
-        self._put(module, self.averages)
+        self._put(module, self.all_averages[number])
         try:
             yield
         finally:
             self._put(module, kept)
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Takes the averages from the state dict of a module that held them."""
-        for name, average in self.averages.items():
+    def load(self, state: dict[str, Tensor], number: int = 0) -> None:
+        """Takes the averages of decay `number` from the state dict of a module that held them."""
+        for name, average in self.all_averages[number].items():
             average.copy_(state[name])
 
     @staticmethod

@@ -18,7 +18,10 @@ from mmdit.training.config import RunConfig
 from mmdit.training.run import Run
 
 # Keys of a recipe that may differ between a run and its continuation; all others must be the same.
-MAY_CHANGE = ("log_every", "checkpoint_every", "keep_checkpoints", "stop_after_bad_steps")
+MAY_CHANGE = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "stop_after_bad_steps", "data.micro_batch", "compile",
+    "ema_device",
+)  # fmt: skip
 
 
 def check_same_recipe(config: RunConfig, folder: Path) -> None:
@@ -53,13 +56,19 @@ def save(run: Run) -> None:
     if run.accelerator.is_main_process and not path.exists():
         with files.new_folder(path) as part:
             _write_weights(run, part)
-            with run.ema.in_place_of_weights(run.trainee):
-                _write_weights(run, part / "ema")
+            for number, name in enumerate(_average_folders(run)):
+                with run.ema.in_place_of_weights(run.trainee, number):
+                    _write_weights(run, part / name)
             files.write_safetensors(part / "optimizer.safetensors", checkpoints.optimizer_tensors(run.optimizers))
             files.write_json(part / "state.json", _state(run))
             checkpoints.write_manifest(part)
         checkpoints.keep_newest(run.folder, run.config.keep_checkpoints)
     run.accelerator.wait_for_everyone()
+
+
+def _average_folders(run: Run) -> list[str]:
+    """ "ema" for the first decay, "ema_DECAY" for each further one."""
+    return ["ema", *(f"ema_{decay}" for decay in run.ema.decays[1:])]
 
 
 def _write_weights(run: Run, folder: Path) -> None:
@@ -76,6 +85,8 @@ def _state(run: Run) -> dict[str, Any]:
         "mmdit": __version__,
         "step": run.step,
         "bad_steps": run.bad_steps,
+        "skipped": run.skipped,
+        "scaler": run.scaler.state_dict(),
         "window": run.window,
         "label_names": run.store.labels if run.config.conditions.labels else [],
         "text_encoder": None if text is None else text.encoder,
@@ -113,9 +124,13 @@ def resume(run: Run) -> None:
                     fix="train into another folder",
                 )
         run.trainee.load_state_dict(_read_weights(path))
-        run.ema.load(_read_weights(path / "ema"))
+        for number, name in enumerate(_average_folders(run)):
+            run.ema.load(_read_weights(path / name), number)
         checkpoints.load_optimizers(run.optimizers, path / "optimizer.safetensors")
         run.step, run.bad_steps = state["step"], state["bad_steps"]
+        run.skipped = state.get("skipped", 0)
+        if run.scaler.is_enabled():
+            run.scaler.load_state_dict(state["scaler"])
         run.window = (state["window"][0], state["window"][1])
     if run.accelerator.is_main_process:
         files.write_text(run.folder / "config.yaml", dump_config(run.config))

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
 from mmdit.diffusion import RectifiedFlow
-from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.models import DiT, create_model
 from mmdit.seeds import seed_at
@@ -58,36 +56,32 @@ class Run:
     """For each split, where the recipe conditions on text."""
     trainee: Trainee
     module: nn.Module
-    """The trainee as accelerate wrapped it."""
+    """The trainee as it is called in a step: compiled where the recipe says so, and wrapped by accelerate."""
     optimizers: list[torch.optim.Optimizer]
     ema: EMA
+    scaler: torch.amp.GradScaler
+    """Keeps float16 gradients in range; does nothing in other precisions."""
     step: int = 0
     """Optimizer steps done."""
     bad_steps: int = 0
     """Steps in a row without a finite loss and gradient."""
+    skipped: int = 0
+    """Such steps since the run began."""
     window: tuple[float, int] = (0.0, 0)
-    """Sum and count of the losses since the last logged line."""
+    """Sum and count of the finite losses since the last logged line."""
 
 
-def begin_run(config: RunConfig, folder: Path) -> Run:
+def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     """Reads the store and builds the network and all that trains it, at step 0.
 
     Raises:
-        Refused: the store does not hold what the recipe asks for, or the batch does not divide over the processes.
+        Refused: the store does not hold what the recipe asks for.
     """
     store = LatentStore.open(config.data.store)
     flow = RectifiedFlow(config.flow.times, config.flow.shift)
     splits = {"train": TrainingData(store, config.data.split, config, flow)}
     if len(store.split(config.data.validation_split)) > 0:
         splits["validation"] = TrainingData(store, config.data.validation_split, config, flow)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision))
-    if config.data.batch_size % accelerator.num_processes:
-        raise Refused(
-            "the batch does not divide over the processes",
-            got=f"data.batch_size {config.data.batch_size} on {accelerator.num_processes} processes",
-            expected="a multiple of the number of processes",
-        )
     text_encoder = _text_encoder(config, splits["train"].captions)
     is_trained = text_encoder is not None and text_encoder.training
     captions = {
@@ -96,16 +90,12 @@ def begin_run(config: RunConfig, folder: Path) -> Run:
     set_seed(seed_at(config.seed, "weights") % 2**32)  # initial weights come from torch's own generators
     transformer = _transformer(config, store, text_encoder)
     trainee = Trainee(transformer, text_encoder if is_trained else None)
-    module, *optimizers = accelerator.prepare(trainee, *make_optimizers(trainee, config.optimizer))
-    ema = EMA(trainee, config.ema_decay)
-    return Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema)
-
-
-def _mixed_precision(precision: str) -> str:
-    if precision == "auto":
-        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-        precision = "bfloat16" if quick else "float32"
-    return "bf16" if precision == "bfloat16" else "no"
+    trainee.to(accelerator.device)  # before optimizers and averages take their weights
+    forward = torch.compile(trainee) if config.compile else trainee
+    module, *optimizers = accelerator.prepare(forward, *make_optimizers(trainee, config.optimizer))
+    ema = EMA(trainee, config.ema_decay, "cpu" if config.ema_device == "cpu" else None)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "float16")
+    return Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema, scaler)
 
 
 def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:

@@ -22,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(store: Path) -> Any:
     """Makes a recipe of seconds, with changes by "key.sub" names."""
 

@@ -63,3 +63,20 @@ def test_muon_takes_the_matrices_between_hidden_vectors_and_nothing_else() -> No
     set_learning_rate([adamw, muon], 0.5)
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (5e-4, 5e-3)
     assert len(make_optimizers(trainee, OptimizerConfig())) == 1
+
+
+def test_buffers_are_copied_and_never_averaged() -> None:
+    layer = nn.BatchNorm1d(2)
+    ema = EMA(layer, [0.9, 0.5])
+    for step in range(1, 4):
+        layer(torch.randn(8, 2) + 5)
+        ema.update(layer, step)
+    buffers = {name: value.clone() for name, value in layer.named_buffers()}
+    with ema.in_place_of_weights(layer, 1):
+        assert all(torch.equal(value, buffers[name]) for name, value in layer.named_buffers())
+    assert all(set(averages) == {"weight", "bias"} for averages in ema.all_averages)
+
+
+def test_the_average_may_be_kept_elsewhere() -> None:
+    layer = nn.Linear(2, 2)
+    assert {value.device.type for value in EMA(layer, 0.9, "meta").averages.values()} == {"meta"}

@@ -1,0 +1,113 @@
+"""How fast a run goes, between two lines of its log."""
+
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mmdit.models import model_cost
+
+# Keys of metrics.jsonl that depend on the machine and its moment; all others repeat bit for bit.
+TIMED = (
+    "seconds", "clips_per_s", "tokens_per_s", "model_flops_per_s", "peak_share", "data_wait_share", "memory_bytes",
+)  # fmt: skip
+
+# Dense bfloat16 (float16 where there is none) multiply-accumulates count as two; 10^12 a second; makers' data sheets.
+# The first name that is contained in the device's counts.
+_PEAKS = {
+    "B200": 2250, "H200": 989.4, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989.4, "A100": 312, "L40S": 362, "L4": 121,
+    "V100": 125, "T4": 65,
+}  # fmt: skip
+
+
+def device_peak(name: str, precision: str) -> float | None:
+    """Operations a second that a device of this name could do at most, or None where that is not known.
+
+    Args:
+        precision: "bf16" or "fp16"; others are not known.
+    """
+    if precision not in ("bf16", "fp16"):
+        return None
+    words = name.replace("-", " ")
+    for known, peak in _PEAKS.items():
+        if f" {known} " in f" {words} ":
+            return peak * 1e12
+    return None
+
+
+class Meter:
+    """Counts what this process trained on and how long that took; `line` says it of all processes together.
+
+    Args:
+        network: configuration of the DiT, whose forward and backward are counted as three forwards; a text encoder
+            that is trained along is not counted.
+        peak: operations a second of one process's device, or None.
+        clock: seconds.
+    """
+
+    def __init__(self, network: Any, peak: float | None, clock: Callable[[], float]) -> None:
+        self._network, self._peak, self._clock = dict(network), peak, clock
+        self._flops: dict[tuple[int, int, int], int] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._clips = self._tokens = self._done = 0
+        self._seconds = self._waited = 0.0
+
+    def begin(self) -> None:
+        """A step begins: its batch is waited for."""
+        self._began = self._clock()
+
+    def got_batch(self) -> None:
+        """The batch is there."""
+        self._waited += self._clock() - self._began
+
+    def end(self, latents: torch.Size) -> None:
+        """The step is done, on latents (batch, channel, frame, height, width) of this process."""
+        self._seconds += self._clock() - self._began
+        clips, _, *grid = latents
+        patch = self._network["patch_size"]
+        self._clips += clips
+        self._tokens += clips * (grid[0] // patch[0]) * (grid[1] // patch[1]) * (grid[2] // patch[2])
+        self._done += clips * self._flops_of((grid[0], grid[1], grid[2]))
+
+    def _flops_of(self, grid: tuple[int, int, int]) -> int:
+        """Operations of a training step on one clip: backward costs twice the forward, a multiply-accumulate is two."""
+        if grid not in self._flops:
+            self._flops[grid] = 3 * 2 * model_cost(self._network, grid).macs
+        return self._flops[grid]
+
+    def line(self, accelerator: Accelerator) -> dict[str, float]:
+        """The figures since the last line; called on every process. Validation and checkpoints are left out.
+
+        `clips_per_s`, `tokens_per_s`, `model_flops_per_s`: of all processes together. `peak_share`: of what their
+        devices could do, where that is known. `data_wait_share`: of the steps' time, in which the main process waited
+        for its batch. `memory_bytes`: most that the main process ever held, on its device, or in all on a CPU.
+        """
+        mine = torch.tensor([self._clips, self._tokens], device=accelerator.device)
+        clips, tokens = accelerator.reduce(mine).tolist()
+        # float32: some devices have nothing longer.
+        flops = accelerator.reduce(torch.tensor(float(self._done), device=accelerator.device)).item()
+        seconds = max(self._seconds, 1e-9)
+        figures = {
+            "clips_per_s": round(clips / seconds, 3),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "model_flops_per_s": float(round(flops / seconds)),
+            "data_wait_share": round(self._waited / seconds, 4),
+            "memory_bytes": memory_held(accelerator.device),
+        }
+        if self._peak is not None:
+            figures["peak_share"] = round(flops / seconds / (self._peak * accelerator.num_processes), 4)
+        self._reset()
+        return figures
+
+
+def memory_held(device: torch.device) -> int:
+    """Most bytes so far: of tensors on a CUDA device, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024

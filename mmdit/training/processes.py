@@ -1,0 +1,111 @@
+"""The processes of one run: how they find each other, hold the folder together, and decide alike."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+from mmdit import files
+from mmdit.errors import Refused
+from mmdit.training.config import RunConfig
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Finds the device, and the other processes where a launcher started several.
+
+    float16 stays outside of accelerate: its scaler would unscale the gradients of a second optimizer twice.
+
+    Raises:
+        Refused: float16 where there is no CUDA device, the batch does not divide over the processes, or these do not
+            find each other.
+    """
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    # Without `cpu`, accelerate takes each process for one of its own where there is no accelerator.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # One-frame steps pass by some weights; DDP would wait for their gradients.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.data.image_share > 0)
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision), cpu=cpu, kwargs_handlers=[ddp])
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != count:
+        raise Refused("the launcher's processes do not find each other", got=accelerator.num_processes, expected=count)
+    if config.precision == "float16" and not can_float16(accelerator.device):
+        raise Refused(
+            "float16 needs a CUDA device", got=f"precision=float16 on {accelerator.device.type}",
+            fix="set precision=auto, which is bfloat16 or float32",
+        )  # fmt: skip
+    if config.data.batch_size % count:
+        raise Refused(
+            "the batch does not divide over the processes",
+            got=f"data.batch_size {config.data.batch_size} on {count} processes",
+            expected="a multiple of the number of processes",
+        )
+    return accelerator
+
+
+def can_float16(device: torch.device) -> bool:
+    """A CPU computes float16 products many times slower than float32 ones."""
+    return device.type == "cuda"
+
+
+def _mixed_precision(precision: str) -> str:
+    if precision == "auto":
+        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        precision = "bfloat16" if quick else "float32"
+    return "bf16" if precision == "bfloat16" else "no"
+
+
+@contextmanager
+def hold_together(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Holds `folder` for the processes of this run alone.
+
+    Raises:
+        Refused: on all of them, where another run holds it.
+    """
+    with ExitStack() as held:
+        refusal: Refused | None = None
+        if accelerator.is_main_process:
+            try:
+                lock = held.enter_context(files.lock(folder))
+                if accelerator.num_processes > 1:
+                    lock.share()
+            except Refused as error:
+                refusal = error
+        (refusal,) = broadcast_object_list([refusal])
+        if refusal is not None:
+            raise refusal
+        if not accelerator.is_main_process:
+            held.enter_context(files.lock(folder, shared=True))
+        yield
+
+
+def on_any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is up on at least one process; the same answer on all."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+@contextmanager
+def until_sigterm() -> Iterator[Callable[[], bool]]:
+    """While inside, a first SIGTERM is remembered, to be asked for; a second one ends the process at once."""
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted.is_set
+        return
+
+    def remember(*_: object) -> None:
+        wanted.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield wanted.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,69 @@
+"""What two processes of torchrun do in tests/training/test_processes.py: several runs, one after the other.
+
+Arguments: a folder with `recipe.json`, into which the runs go, and a run of one process, `one`, at step 5.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from mmdit.config import parse_config
+from mmdit.errors import Refused, Stopped
+from mmdit.training import loop
+from mmdit.training.config import RunConfig
+
+
+def main(folder: Path) -> None:
+    def config(**changes: Any) -> RunConfig:
+        values = json.loads((folder / "recipe.json").read_text())
+        values["data"]["batch_size"] = changes.pop("batch_size", values["data"]["batch_size"])
+        values["data"]["micro_batch"] = changes.pop("micro_batch", None)
+        return parse_config(RunConfig, {**values, **changes}, where="the test's recipe")
+
+    loop.train(config(), folder / "two")
+    loop.train(config(micro_batch=1), folder / "parts")
+    loop.train(config(), folder / "one_then_two")
+    _with_a_bad_clip(config(steps=4), folder / "bad", bad_steps=(2,))
+    try:
+        _with_a_bad_clip(config(steps=4, stop_after_bad_steps=2), folder / "stops", bad_steps=(1, 2))
+    except Stopped as error:
+        (folder / f"stopped-{PartialState().process_index}.txt").write_text(str(error))
+    if PartialState().is_main_process:
+        shutil.copytree(folder / "two", folder / "two_then_one")
+    try:
+        loop.train(config(batch_size=3), folder / "odd")
+    except Refused as error:
+        (folder / f"refused-{PartialState().process_index}.txt").write_text(str(error))
+
+
+def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]) -> None:
+    """The second process's first clip has no finite loss at some steps; each process leaves its weights in the end."""
+    plain = loop._losses
+    kept: list[Any] = []
+
+    def losses(run: Any, module: Any, batch: Any, split: str) -> torch.Tensor:
+        values = plain(run, module, batch, split)
+        if split == "train":
+            kept[:] = [run]
+            if run.accelerator.process_index == 1 and run.step in bad_steps:
+                (folder.parent / "bad_clips.txt").write_text(run.store.row(batch.rows[0])["id"])
+                return values * torch.tensor([float("nan"), *[1.0] * (len(values) - 1)])
+        return values
+
+    loop._losses = losses
+    try:
+        loop.train(config, folder)
+    finally:
+        loop._losses = plain
+        torch.save(
+            kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{kept[0].accelerator.process_index}.pt"
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

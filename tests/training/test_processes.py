@@ -1,0 +1,115 @@
+"""Two processes train as one does, decide alike, and take up each other's checkpoints."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmdit.errors import Refused
+from mmdit.training.checkpoint import find_checkpoint, list_checkpoints
+from mmdit.training.config import RunConfig
+from mmdit.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 150
+CHANGES: dict[str, Any] = {
+    "steps": 10, "checkpoint_every": 5, "keep_checkpoints": 3, "validate_every": 10, "optimizer__muon_lr": None,
+    "ema_decay": [0.9, 0.5],
+}  # fmt: skip
+
+
+def torchrun(program: Path, *words: object) -> "subprocess.CompletedProcess[str]":
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    return subprocess.run(
+        [*start, *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=LIMIT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
+def forget_the_end(run: Path) -> None:
+    """Leaves a run as it was at step 5."""
+    shutil.rmtree(list_checkpoints(run)[-1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConfig]) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    config = recipe(**CHANGES)
+    (folder / "recipe.json").write_text(config.model_dump_json())
+    train(config, folder / "one")
+    shutil.copytree(folder / "one", folder / "one_then_two")
+    forget_the_end(folder / "one_then_two")
+    done = torchrun(ROOT / "tests" / "helpers" / "two_trainers.py", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    forget_the_end(folder / "two_then_one")
+    train(config, folder / "two_then_one")
+    return folder
+
+
+def log(run: Path, key: str) -> list[Any]:
+    return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("other", ["two", "parts", "one_then_two", "two_then_one"])
+def test_the_number_of_processes_changes_nothing(runs: Path, other: str) -> None:
+    """parts: two processes that each take one clip at a time."""
+    assert log(runs / other, "step") == list(range(1, 11))
+    assert log(runs / other, "loss") == pytest.approx(log(runs / "one", "loss"), abs=1e-6)
+    assert log(runs / other, "grad_norm") == pytest.approx(log(runs / "one", "grad_norm"), rel=1e-5)
+    one = find_checkpoint(runs / "one")
+    for path in one.rglob("*.safetensors"):
+        name = path.relative_to(one)
+        here, there = load_file(path), load_file(find_checkpoint(runs / other) / name)
+        assert here.keys() == there.keys()
+        for key, value in here.items():
+            torch.testing.assert_close(there[key], value, rtol=0, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")  # noqa: B023
+
+
+def test_processes_differ_in_their_clips(runs: Path) -> None:
+    """What makes the comparison above worth something: one process alone takes the whole batch, two take halves."""
+    assert log(runs / "two", "loss") != log(runs / "one", "loss")
+
+
+def test_a_bad_clip_on_one_process_is_skipped_on_both(runs: Path) -> None:
+    assert log(runs / "bad", "skipped") == [0, 0, 1, 1]
+    assert [value is None for value in log(runs / "bad", "grad_norm")] == [False, False, True, False]
+    assert [value is None for value in log(runs / "bad", "loss")] == [False, False, True, False]
+    mine, others = (torch.load(runs / f"bad-{number}.pt", weights_only=True) for number in (0, 1))
+    assert all(torch.equal(mine[key], others[key]) and mine[key].isfinite().all() for key in mine)
+
+
+def test_bad_clips_that_stop_a_run_are_named_by_both(runs: Path) -> None:
+    said = [(runs / f"stopped-{number}.txt").read_text() for number in (0, 1)]
+    assert said[0] == said[1] and "2 such steps in a row" in said[0]
+    assert f"the last on clips {(runs / 'bad_clips.txt').read_text()};" in said[0]
+
+
+def test_a_batch_that_does_not_divide_is_refused(runs: Path) -> None:
+    line = (runs / "refused-1.txt").read_text()
+    assert line == "the batch does not divide over the processes, got data.batch_size 3 on 2 processes, " + (
+        "expected a multiple of the number of processes"
+    )
+
+
+def test_torchrun_runs_the_program(recipe: Callable[..., RunConfig], runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe(**CHANGES).model_dump_json())  # JSON is YAML
+    done = torchrun(ROOT / "tools" / "train.py", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained: ") == 1  # one process speaks for all
+    assert log(tmp_path / "run", "loss") == log(runs / "two", "loss")
+
+
+def test_a_folder_in_use_is_refused(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:
+    def intrude(step: int, *_: object) -> None:
+        with pytest.raises(Refused, match="folder is in use"):
+            train(recipe(), tmp_path)
+
+    train(recipe(steps=1), tmp_path, progress=intrude)
