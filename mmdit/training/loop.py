@@ -18,15 +18,27 @@ from mmdit.training.checkpoint import find_checkpoint
 from mmdit.training.config import RunConfig
 from mmdit.training.data import Batch
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
-from mmdit.training.resume import check_same_recipe, resume, save
+from mmdit.training.resume import resume, save
+from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
 
 # Called after each step with (steps done, steps in all, {"loss": ..., "clips_per_s": ...}).
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
-def train(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> Path:
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    fallback: bool = False,
+    accept_data: bool = False,
+) -> Path:
     """Trains until `config.steps`, or goes on from the newest checkpoint in `folder`; returns the last checkpoint.
+
+    Args:
+        fallback: when the newest checkpoint is damaged, go on from the newest one that is not.
+        accept_data: go on although the store's rows have changed.
 
     Raises:
         Refused: the store or the folder does not fit the recipe; found before any step.
@@ -35,7 +47,7 @@ def train(config: RunConfig, folder: Path, *, progress: Progress | None = None) 
     with files.lock(folder), _until_sigterm() as stop_wanted:
         check_same_recipe(config, folder)
         run = begin_run(config, folder)
-        resume(run)
+        resume(run, fallback=fallback, accept_data=accept_data)
         share = config.data.batch_size // run.accelerator.num_processes
         slots = range(share * run.accelerator.process_index, share * (run.accelerator.process_index + 1))
         started, first = time.monotonic(), run.step

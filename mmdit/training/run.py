@@ -1,8 +1,9 @@
 """A run: everything that training holds, and how it is put together from a recipe."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -67,6 +68,10 @@ class Run:
     """Steps in a row without a finite loss and gradient."""
     window: tuple[float, int] = (0.0, 0)
     """Sum and count of the losses since the last logged line."""
+    text_fingerprint: str | None = None
+    """Of the text encoder, where it is a frozen one."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What checkpoints keep of the data: `data_state`."""
 
 
 def begin_run(config: RunConfig, folder: Path) -> Run:
@@ -98,7 +103,9 @@ def begin_run(config: RunConfig, folder: Path) -> Run:
     trainee = Trainee(transformer, text_encoder if is_trained else None)
     module, *optimizers = accelerator.prepare(trainee, *make_optimizers(trainee, config.optimizer))
     ema = EMA(trainee, config.ema_decay)
-    return Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema)
+    run = Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema)
+    run.text_fingerprint = text_encoder.fingerprint if text_encoder is not None and not is_trained else None
+    return run
 
 
 def _mixed_precision(precision: str) -> str:
