@@ -6,7 +6,7 @@ A process that dies at any moment leaves at most a temporary part, which `sweep`
 For tests, the environment variable MMDIT_FAULT plants a fault at a write: `KIND@TEXT` or `KIND@TEXT#N`, at the N-th
 write (from 1) whose `path:stage` contains TEXT. Kinds: `kill` (the process ends at once, as by kill -9), `full` (the
 disk is full), `delay` (one second), `corrupt` (one byte of the finished temporary file is flipped). Stages: `begin`,
-`written` (whole but not renamed yet), `renamed`.
+`written` (whole but not renamed yet), `renamed`; before a folder is removed `remove`.
 """
 
 import contextlib
@@ -147,6 +147,16 @@ def write_parquet(path: str | os.PathLike[str], table: Any) -> None:
         pyarrow.parquet.write_table(table, part)
 
 
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a whole folder: it is renamed first, so that half of it is never taken for the whole."""
+    path = Path(path)
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    _fault_point(path, "remove")
+    path.rename(part)
+    _fault_point(path, "renamed")
+    shutil.rmtree(part)
+
+
 def sweep(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary parts that dead processes left directly in `folder`; call it under the folder's lock."""
     for part in Path(folder).glob(f"{PART}*"):
@@ -172,11 +182,18 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Lo
     """Holds `folder` for this process alone, or for those who share it (`shared`, once the first one allows it); the
     operating system lets go of it when the process ends, however it ends.
 
-    Raises Refused when another process holds it.
+    Raises Refused when another process holds it, or nothing can be written there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by the next line
+    except OSError as error:
+        raise Refused(
+            "the folder cannot be written", where=folder, got=error.strerror or type(error).__name__,
+            expected="a folder, or a place for one", fix="name another folder",
+        ) from None  # fmt: skip
+    with handle:
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

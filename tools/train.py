@@ -13,6 +13,12 @@ def main(
     config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as key.sub=value.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the recipe's name.")] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="When the newest checkpoint is damaged, go on from the one before.")
+    ] = False,
+    accept_data: Annotated[
+        bool, typer.Option("--accept-data", help="Go on although the store's clips or captions have changed.")
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe with all its defaults, and end.")] = False,
 ) -> None:
     """Trains a network from a recipe, or goes on with a run that was stopped: the same command again.
@@ -39,6 +45,8 @@ def main(
         checkpoint = train(
             recipe,
             folder,
+            fallback=fallback,
+            accept_data=accept_data,
             progress=lambda step, steps, now: advance(
                 step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
             ),

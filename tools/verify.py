@@ -1,4 +1,4 @@
-"""`mmdit verify`: reads a whole latent store, and finds or repairs what is damaged."""
+"""`mmdit verify`: reads a whole latent store or a run, and finds (in a store: repairs) what is damaged."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ SHOWN = 20  # damages that are printed
 
 
 def main(
-    store: Annotated[Path, typer.Argument(help="The latent store.")],
+    store: Annotated[Path, typer.Argument(help="The latent store, or the run folder.")],
     fix: Annotated[bool, typer.Option("--fix", help="Take out what is damaged, and encode it again.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Say which latents no row uses, and remove them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --prune: only say it.")] = False,
@@ -23,8 +23,13 @@ def main(
         Path | None, typer.Option(help="A PNG of decoded clips. [default: contact_sheet.png in the store]")
     ] = None,
     clips: Annotated[int, typer.Option(help="Clips on the contact sheet; 0: none.")] = 8,
+    steps: Annotated[
+        int, typer.Option(help="Of a run: steps that are trained to prove that resuming is exact; 0: none.")
+    ] = 3,
 ) -> None:
     """Reads every latent of a store: sizes, hashes, counts, finite values, groups and labels.
+
+    Of a run, reads every checkpoint, and proves on a copy that an interrupted training goes on bit for bit.
 
     A few clips are decoded to a contact sheet. Ends with 0 when the store is sound, and with 4 when something is
     damaged; --fix takes the damaged shards out and encodes them again, if the sources are still there.
@@ -37,6 +42,9 @@ def main(
     from mmdit.latents.verify import remove_damaged, verify_store
     from mmdit.tools.progress import progress_line
 
+    if (store / "checkpoints").is_dir():
+        _verify_run(store, steps)
+        return
     opened = LatentStore.open(store)
     with progress_line("verify", "shards") as advance:
         report = verify_store(store, lambda done, total: advance(done, total, ""))
@@ -60,6 +68,22 @@ def main(
         "the store is damaged", where=store, got=f"{len(report.damages)} faults", expected="none",
         fix=f"{shlex.join(['mmdit', 'verify', str(store), '--fix'])}: takes out the damaged shards, and runs {again}",
     )  # fmt: skip
+
+
+def _verify_run(folder: Path, steps: int) -> None:
+    from mmdit.errors import Stopped
+    from mmdit.training.verify import verify_run
+
+    report = verify_run(folder, steps)
+    for damage in report.damages:
+        print(damage)
+    if report.damages:
+        raise Stopped(
+            "the run is damaged", where=folder, got=f"{len(report.damages)} faults", expected="none",
+            fix="`mmdit train ... --fallback` goes on from the newest checkpoint that is whole",
+        )  # fmt: skip
+    proved = f"; {report.steps} steps, interrupted and resumed, came out bit for bit" if report.steps else ""
+    print(f"sound: {report.checkpoints} checkpoints{proved}")
 
 
 def _words(opened: "LatentStore", store: Path) -> list[str] | None:

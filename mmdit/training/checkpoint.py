@@ -10,7 +10,6 @@ checkpoints/step-0001500/
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 
-from mmdit import files
+from mmdit import __version__, files
 from mmdit.errors import Refused
+from mmdit.training.data_files import check_data_file
 
 FORMAT = 1
+MANIFEST = "manifest.json"
+FALLBACK = "use --fallback for the checkpoint before"
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -30,7 +32,15 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-*"))
+    found = [
+        path for path in (run_folder / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()
+    ]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps done, as the folder's name has it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def find_checkpoint(run_folder: Path, *, fallback: bool = False) -> Path:
@@ -57,12 +67,20 @@ def find_checkpoint(run_folder: Path, *, fallback: bool = False) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint; Refused when a newer mmdit wrote it."""
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["format"] > FORMAT:
+    """state.json of a checkpoint; Refused when it cannot be read, or a newer mmdit wrote it."""
+    path = checkpoint / "state.json"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        newer = int(state["format"]) > FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(
-            "the checkpoint is of a newer format", where=checkpoint, got=state["format"], expected=f"at most {FORMAT}",
-            fix="update mmdit",
+            "not a checkpoint's state", where=path, got=f"{type(error).__name__}: {error}", fix=FALLBACK
+        ) from None
+    if newer:
+        raise Refused(
+            "the checkpoint is of a newer format", where=checkpoint,
+            got=f"format {state['format']} of mmdit {state.get('mmdit', 'unknown')}",
+            expected=f"at most format {FORMAT}, which mmdit {__version__} reads", fix="update mmdit",
         )  # fmt: skip
     return state
 
@@ -74,23 +92,42 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    files.write_json(folder / "manifest.json", listed)
+    files.write_json(folder / MANIFEST, listed)
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compares every file with the manifest; Refused naming the first that differs."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise Refused("not a whole checkpoint", where=folder, got="no manifest.json")
-    for name, wanted in json.loads(manifest.read_text(encoding="utf-8")).items():
+    """Compares every file with the manifest; Refused naming the first that differs, is not listed or is no data file.
+
+    Nothing is loaded: a file whose hash is right may still come from a stranger, so that what could run code and
+    headers that would fill the memory are refused too.
+    """
+    listed = _read_manifest(folder)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    for name in sorted(listed.keys() - found):
+        raise Refused("a file of the checkpoint is missing", where=folder / name, fix=FALLBACK)
+    for name in sorted(found - listed.keys()):
+        raise Refused("a file that the checkpoint does not list", where=folder / name, fix="remove it")
+    for name, wanted in listed.items():
         path = folder / name
-        if not path.is_file():
-            raise Refused("a file of the checkpoint is missing", where=path, fix="use --fallback for the one before")
-        if path.stat().st_size != wanted["size"] or _sha256(path) != wanted["sha256"]:
-            raise Refused(
-                "a file of the checkpoint is damaged", where=path, got="another sha256", expected=wanted["sha256"][:16],
-                fix="use --fallback for the checkpoint before",
-            )  # fmt: skip
+        if path.stat().st_size != wanted["size"]:
+            got, expected = f"{path.stat().st_size} bytes", f"{wanted['size']}"
+        elif (sha256 := _sha256(path)) != wanted["sha256"]:
+            got, expected = f"sha256 {sha256[:16]}", wanted["sha256"][:16]
+        else:
+            check_data_file(path)
+            continue
+        raise Refused("a file of the checkpoint is damaged", where=path, got=got, expected=expected, fix=FALLBACK)
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise Refused("not a whole checkpoint", where=folder, got=f"no {MANIFEST}", fix=FALLBACK)
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return {name: {"size": int(about["size"]), "sha256": str(about["sha256"])} for name, about in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused("a file of the checkpoint is damaged", where=path, got=str(error), fix=FALLBACK) from None
 
 
 def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
@@ -111,19 +148,6 @@ def load_optimizers(optimizers: list[Optimizer], path: Path) -> None:
         states[int(number)].setdefault(int(parameter), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def keep_newest(run_folder: Path, count: int) -> None:
-    """Removes all but the newest `count` checkpoints, once the newest verifies."""
-    checkpoints = list_checkpoints(run_folder)
-    if len(checkpoints) > count:
-        verify_checkpoint(checkpoints[-1])
-        for old in checkpoints[:-count]:
-            gone = old.with_name(
-                f"{files.PART}{old.name}"
-            )  # renamed first: half a folder is never seen as a checkpoint
-            old.rename(gone)
-            shutil.rmtree(gone)
 
 
 def _sha256(path: Path) -> str:

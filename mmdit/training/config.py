@@ -146,5 +146,14 @@ class RunConfig(Config):
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest held-out loss too; validate_every must divide checkpoint_every."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints whose step is a multiple of it stay for good; null for none."""
+    init_from: str | None = None
+    """Start a new run from the weights of a run, a checkpoint, a pipeline folder or a network's folder; null from
+    random ones. A run that is resumed does not read it."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Which weights of a checkpoint `init_from` takes: the averaged ones, or those last trained."""
     stop_after_bad_steps: int = Field(10, ge=1)
     """So many steps in a row without a finite loss and gradient stop the run."""

@@ -19,17 +19,29 @@ from mmdit.training.data import Batch
 from mmdit.training.meter import Meter, device_peak
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
-from mmdit.training.resume import check_same_recipe, resume, save
+from mmdit.training.resume import resume, save
+from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
 
 # Called after each step with (steps done, steps in all, {"loss": ..., "clips_per_s": ...}), on the main process.
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
-def train(config: RunConfig, folder: Path, *, progress: Progress | None = None) -> Path:
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    fallback: bool = False,
+    accept_data: bool = False,
+) -> Path:
     """Trains until `config.steps`, or goes on from the newest checkpoint in `folder`; returns the last checkpoint.
 
     Every process that a launcher started calls it alike; the global batches do not depend on how many these are.
+
+    Args:
+        fallback: when the newest checkpoint is damaged, go on from the newest one that is not.
+        accept_data: go on although the store's rows have changed.
 
     Raises:
         Refused: the store, the folder or the processes do not fit the recipe; found before any step.
@@ -39,7 +51,7 @@ def train(config: RunConfig, folder: Path, *, progress: Progress | None = None) 
     with hold_together(folder, accelerator), until_sigterm() as stop_wanted:
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
-        resume(run)
+        resume(run, fallback=fallback, accept_data=accept_data)
         share = config.data.batch_size // accelerator.num_processes
         slots = range(share * accelerator.process_index, share * (accelerator.process_index + 1))
         meter = _meter(run)

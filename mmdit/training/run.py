@@ -1,8 +1,9 @@
 """A run: everything that training holds, and how it is put together from a recipe."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -69,6 +70,10 @@ class Run:
     """Such steps since the run began."""
     window: tuple[float, int] = (0.0, 0)
     """Sum and count of the finite losses since the last logged line."""
+    text_fingerprint: str | None = None
+    """Of the text encoder, where it is a frozen one."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What checkpoints keep of the data: `data_state`."""
 
 
 def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
@@ -95,7 +100,9 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     module, *optimizers = accelerator.prepare(forward, *make_optimizers(trainee, config.optimizer))
     ema = EMA(trainee, config.ema_decay, "cpu" if config.ema_device == "cpu" else None)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "float16")
-    return Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema, scaler)
+    run = Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema, scaler)
+    run.text_fingerprint = text_encoder.fingerprint if text_encoder is not None and not is_trained else None
+    return run
 
 
 def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:

@@ -1,0 +1,83 @@
+"""What may differ between a run and its continuation: every key of the recipe has a class here."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdit.config import parse_config
+from mmdit.errors import Refused
+from mmdit.training import checkpoint as checkpoints
+from mmdit.training.config import RunConfig
+
+log = logging.getLogger("mmdit.training")
+
+# Another value would be another run.
+MUST_MATCH = {
+    "seed", "steps", "precision", "ema_decay",
+    "data.split", "data.batch_size", "data.image_share",
+    "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.text", "conditions.text.encoder",
+    "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
+    "model.preset", "model.depth", "model.hidden_size", "model.num_heads", "model.patch_size", "model.mlp_ratio",
+    "model.layout", "model.positions", "model.norm", "model.mlp", "model.qk_norm",
+    "flow.times", "flow.shift",
+    "optimizer.lr", "optimizer.muon_lr", "optimizer.muon_rounds", "optimizer.betas", "optimizer.weight_decay",
+    "optimizer.warmup", "optimizer.decay", "optimizer.clip_norm",
+}  # fmt: skip
+# What is written when, and by which kernel the same numbers are computed: a change is logged.
+MAY_CHANGE = {
+    "log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_checkpoints", "keep_best",
+    "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
+    "compile", "ema_device",
+}  # fmt: skip
+# A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
+IGNORED = {"data.store", "init_from", "init_weights"}
+
+
+def check_same_recipe(config: RunConfig, folder: Path) -> None:
+    """Refused where `folder` holds a run that was begun with another recipe; the key and both values are named.
+
+    A folder that a newer mmdit wrote is refused as that. Keys that may change are logged where they do; a key without
+    a class must match.
+    """
+    path = folder / "config.yaml"
+    found = checkpoints.list_checkpoints(folder)
+    if not path.is_file() or not found:
+        return
+    for checkpoint in found:
+        if (checkpoint / "state.json").is_file():
+            _check_format(checkpoint)
+    old = parse_config(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    changed = list(differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
+    for key, was, now in changed:
+        if key not in MAY_CHANGE | IGNORED:
+            raise Refused(
+                "the recipe is not the one that this run was begun with",
+                where=folder,
+                got=f"{key}={now}",
+                expected=f"{key}={was}",
+                fix="set it back, or train into another folder",
+            )
+    for key, was, now in changed:
+        if key in MAY_CHANGE:
+            log.warning("the run goes on with %s=%s, and was begun with %s=%s", key, now, key, was)
+
+
+def _check_format(checkpoint: Path) -> None:
+    """Only the format; what else is wrong with a checkpoint is found where it is verified."""
+    try:
+        checkpoints.read_state(checkpoint)
+    except Refused as error:
+        if "newer format" in str(error):
+            raise
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every leaf that differs."""
+    for key in old:
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            yield from differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield prefix + key, old[key], new[key]
