@@ -13,6 +13,7 @@ from mmdit.errors import Refused
 from mmdit.models import DiT
 from mmdit.training.checkpoint import find_checkpoint, read_state
 from mmdit.training.loop import train
+from mmdit.training.processes import make_accelerator
 from mmdit.training.resume import resume
 from mmdit.training.run import Run, begin_run
 
@@ -27,7 +28,7 @@ def old(recipe: Any, tmp_path: Path) -> Path:
 
 
 def begin(config: Any, folder: Path) -> Run:
-    run = begin_run(config, folder)
+    run = begin_run(config, folder, make_accelerator(config))
     resume(run)
     return run
 

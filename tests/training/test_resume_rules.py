@@ -42,7 +42,7 @@ def test_every_key_has_one_class() -> None:
 CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
     "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
-    "model__attention_backend": "math",
+    "model__attention_backend": "math", "data__micro_batch": 2, "compile": False, "ema_device": "cpu",
 }  # fmt: skip
 
 
