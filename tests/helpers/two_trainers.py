@@ -60,9 +60,8 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
         loop.train(config, folder)
     finally:
         loop._losses = plain
-        torch.save(
-            kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{kept[0].accelerator.process_index}.pt"
-        )
+        number = kept[0].accelerator.process_index
+        torch.save(kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
 
 
 if __name__ == "__main__":
