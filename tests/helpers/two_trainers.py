@@ -28,9 +28,9 @@ def main(folder: Path) -> None:
     loop.train(config(), folder / "two")
     loop.train(config(micro_batch=1), folder / "parts")
     loop.train(config(), folder / "one_then_two")
-    _with_a_bad_clip(config(steps=4), folder / "bad", bad_steps=(2,))
+    _with_a_bad_clip(config(steps=4), folder / "bad", bad_steps=(2,), gradient=False)
     try:
-        _with_a_bad_clip(config(steps=4, stop_after_bad_steps=2), folder / "stops", bad_steps=(1, 2))
+        _with_a_bad_clip(config(steps=4, stop_after_bad_steps=2), folder / "stops", bad_steps=(1, 2), gradient=True)
     except Stopped as error:
         (folder / f"stopped-{PartialState().process_index}.txt").write_text(str(error))
     if PartialState().is_main_process:
@@ -41,8 +41,11 @@ def main(folder: Path) -> None:
         (folder / f"refused-{PartialState().process_index}.txt").write_text(str(error))
 
 
-def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]) -> None:
-    """The second process's first clip has no finite loss at some steps; each process leaves its weights in the end."""
+def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...], *, gradient: bool) -> None:
+    """The second process's first clip has no finite loss at some steps; each process leaves its weights in the end.
+
+    `gradient`: nor a finite gradient, which then goes to all processes; else only the second can see it.
+    """
     plain = loop._losses
     kept: list[Any] = []
 
@@ -52,7 +55,8 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
             kept[:] = [run]
             if run.accelerator.process_index == 1 and run.step in bad_steps:
                 (folder.parent / "bad_clips.txt").write_text(run.store.row(batch.rows[0])["id"])
-                return values * torch.tensor([float("nan"), *[1.0] * (len(values) - 1)])
+                nan = torch.tensor([float("nan"), *[1.0] * (len(values) - 1)])
+                return values * nan if gradient else values + nan
         return values
 
     loop._losses = losses
@@ -60,9 +64,8 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
         loop.train(config, folder)
     finally:
         loop._losses = plain
-        torch.save(
-            kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{kept[0].accelerator.process_index}.pt"
-        )
+        number = kept[0].accelerator.process_index
+        torch.save(kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ CHANGES: dict[str, Any] = {
 
 def torchrun(program: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    return subprocess.run(
-        [*start, *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=LIMIT, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    if not torch.accelerator.is_available():
+        env.pop("ACCELERATE_USE_CPU")  # nobody who has a CPU alone sets it
+    return subprocess.run([*start, *map(str, words)], env=env, timeout=LIMIT, capture_output=True, text=True)
 
 
 def forget_the_end(run: Path) -> None:
@@ -80,7 +80,7 @@ def test_processes_differ_in_their_clips(runs: Path) -> None:
 
 def test_a_bad_clip_on_one_process_is_skipped_on_both(runs: Path) -> None:
     assert log(runs / "bad", "skipped") == [0, 0, 1, 1]
-    assert [value is None for value in log(runs / "bad", "grad_norm")] == [False, False, True, False]
+    assert None not in log(runs / "bad", "grad_norm")  # nothing but the flag tells the first process
     assert [value is None for value in log(runs / "bad", "loss")] == [False, False, True, False]
     mine, others = (torch.load(runs / f"bad-{number}.pt", weights_only=True) for number in (0, 1))
     assert all(torch.equal(mine[key], others[key]) and mine[key].isfinite().all() for key in mine)
