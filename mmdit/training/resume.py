@@ -14,6 +14,7 @@ from mmdit.config import dump_config, parse_config
 from mmdit.errors import Refused
 from mmdit.models import DiT
 from mmdit.training import checkpoint as checkpoints
+from mmdit.training.build import describe_process
 from mmdit.training.config import RunConfig
 from mmdit.training.run import Run
 
@@ -79,7 +80,7 @@ def _state(run: Run) -> dict[str, Any]:
         "window": run.window,
         "label_names": run.store.labels if run.config.conditions.labels else [],
         "text_encoder": None if text is None else text.encoder,
-        "flow": run.config.flow.model_dump(),
+        **describe_process(run.process),
         "latent_shape": list(run.store.latent_shape),
         **_data_state(run),
     }
