@@ -25,16 +25,63 @@ def load_config(kind: type[C], source: str | Path, overrides: Sequence[str] = ()
     """Reads a recipe and applies `key.sub=value` overrides (the value is YAML).
 
     Args:
-        source: a YAML file, or the name of a shipped one ("demo_fashion", "configs/demo_fashion.yaml").
+        source: a YAML file, or the name of a shipped one ("demo_fashion", "configs/demo_fashion.yaml"). Its key `base`
+            names a recipe to start from, in the same way and relative to it: what it sets itself goes over that.
 
     Raises:
-        Refused: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value that does not
-            fit.
+        Refused: no such recipe, not YAML, a circle of bases, an unknown key (the nearest known one is named), or values
+            that do not fit, alone or together.
     """
-    values = read_yaml(find_recipe(source))
+    values = read_recipe(find_recipe(source))
     for override in overrides:
         _apply(values, override)
     return parse_config(kind, values, where=str(source))
+
+
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe's file over those of its base, and of the base's base; keys of tables are joined.
+
+    `above` are the recipes that this one is the base of, the first one first.
+    """
+    if path.resolve() in above:
+        circle = " -> ".join(step.name for step in (*above, path))
+        raise Refused("recipes that start from each other", where=above[0], got=circle)
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise Refused("base is not the name of a recipe", where=path, got=repr(base), expected="a name or a path")
+    return _over(read_recipe(_find_base(base, path), (*above, path.resolve())), values)
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """Beside the recipe that names it, with or without .yaml, else a shipped one."""
+    for beside in (path.parent / base, path.parent / f"{base}.yaml"):
+        if beside.is_file():
+            return beside
+    return find_recipe(base)
+
+
+def _over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    joined = {**base, **values}
+    for key in base.keys() & values.keys():
+        if isinstance(base[key], dict) and isinstance(values[key], dict):
+            joined[key] = _over(base[key], values[key])
+    return joined
+
+
+def recipe_schema(kind: type[Config]) -> dict[str, Any]:
+    """The JSON schema of a recipe's file, for editors; the help of each key is its description."""
+    schema = kind.model_json_schema()
+    says = "Another recipe to start from, by name or by path relative to this one; the keys here go over its keys."
+    properties = {"base": {"type": "string", "title": "Base", "description": says}, **schema["properties"]}
+    # a required key may stand in the base
+    alternatives = [{"required": ["base"]}, {"required": schema.get("required", [])}]
+    rest = {key: value for key, value in schema.items() if key not in ("properties", "required")}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **rest, "properties": properties} | {
+        "anyOf": alternatives
+    }
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,6 +101,9 @@ def parse_config(kind: type[C], values: dict[str, Any], *, where: str) -> C:
         return kind.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
+        refusal = problem.get("ctx", {}).get("error")
+        if isinstance(refusal, Refused):  # values that fit alone, but not together
+            raise Refused(f"{where}: {refusal}") from None
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _known_keys(kind, problem["loc"][:-1])

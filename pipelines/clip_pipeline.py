@@ -18,10 +18,13 @@ from torch import Tensor
 from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
+from mmdit.conditioning.text import TextFeatures
 from mmdit.diffusion import RectifiedFlow, guided, make_scheduler, sample
+from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
+from mmdit.training.build import read_process
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -46,6 +49,7 @@ class ClipPipeline(DiffusionPipeline):
         label_names: the network's labels, in the order of their ids; None for a network without labels.
         clip: {"frames", "size": [height, width], "fps"} of the clips it was trained on: what is made by default.
         origin: where the weights come from (step, hashes); goes into the files that are made.
+        process: what the network was trained for (`mmdit.training.build.describe_process`); None: a rectified flow.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -61,13 +65,14 @@ class ClipPipeline(DiffusionPipeline):
         label_names: Sequence[str] | None = None,
         clip: dict[str, Any] | None = None,
         origin: dict[str, Any] | None = None,
+        process: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
         names = list(label_names) if label_names is not None else None
-        self.register_to_config(label_names=names, clip=clip, origin=origin)
+        self.register_to_config(label_names=names, clip=clip, origin=origin, process=process)
         if transformer.config.num_classes != len(names or ()):
             raise Refused(
                 "the label names are not those of the network",
@@ -90,14 +95,20 @@ class ClipPipeline(DiffusionPipeline):
         """Whether the network reads prompts."""
         return self.transformer.config.text_dim > 0
 
-    def use_sampler(self, name: str) -> None:
-        """Samples by another of `mmdit.diffusion.SAMPLERS` from now on, with the shift of times that there was.
-
-        Raises Refused for a sampler that is unknown or not for flow.
-        """
+    @property
+    def process(self) -> Process:
+        """What the network was trained for; where nobody said it, a flow with the scheduler's shift of times."""
+        if self.config.process:
+            return read_process(self.config.process)
         config = self.scheduler.config
-        shift = config.get("flow_shift") or config.get("shift") or 1.0
-        self.register_modules(scheduler=make_scheduler(name, RectifiedFlow(shift=shift)))
+        return RectifiedFlow(shift=config.get("flow_shift") or config.get("shift") or 1.0)
+
+    def use_sampler(self, name: str) -> None:
+        """Samples by another of `mmdit.diffusion.SAMPLERS` from now on.
+
+        Raises Refused for a sampler that is unknown or does not fit the process; it lists those that do.
+        """
+        self.register_modules(scheduler=make_scheduler(name, self.process))
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""
@@ -199,8 +210,8 @@ class ClipPipeline(DiffusionPipeline):
             clips=clips,
         )
 
-    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, Tensor] | None:
-        """The pooled text (D,) of each prompt and of the empty one, which is the null condition."""
+    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, TextFeatures] | None:
+        """The features of each prompt and of the empty one, which is the null condition, without the batch axis."""
         if not self.has_text:
             return None
         encoder = TextEncoder(self.text_encoder, self.tokenizer)
@@ -208,11 +219,12 @@ class ClipPipeline(DiffusionPipeline):
         ids, mask = encoder.tokenize(unlike)  # once for all, so that a warning comes once
         parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
         device = self._execution_device
-        pooled = torch.cat([encoder(i.to(device), m.to(device)).pooled for i, m in parts])
-        return dict(zip(unlike, pooled, strict=True))
+        features = [encoder(i.to(device), m.to(device)) for i, m in parts]
+        rows = [row for part in features for row in zip(part.pooled, part.tokens, part.mask, strict=True)]
+        return {prompt: TextFeatures(*row) for prompt, row in zip(unlike, rows, strict=True)}
 
     def _predictor(
-        self, conditions: list[Condition], text: dict[str, Tensor] | None, guidance: float, precision: str
+        self, conditions: list[Condition], text: dict[str, TextFeatures] | None, guidance: float, precision: str
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """predict(x_t, timesteps) of a batch under its conditions, with guidance."""
         nothing = [Condition("", None)] * len(conditions)
@@ -225,7 +237,7 @@ class ClipPipeline(DiffusionPipeline):
 
         return guided(partial(predict, both), partial(predict, alone), guidance)
 
-    def _inputs(self, conditions: list[Condition], text: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def _inputs(self, conditions: list[Condition], text: dict[str, TextFeatures] | None) -> dict[str, Tensor]:
         """What the network takes besides latents and timesteps, a row a condition."""
         inputs = {}
         if self.labels is not None:
@@ -233,7 +245,11 @@ class ClipPipeline(DiffusionPipeline):
             ids = [null if condition.label is None else condition.label for condition in conditions]
             inputs["labels"] = torch.tensor(ids, device=self._execution_device)
         if text is not None:
-            inputs["text"] = torch.stack([text[condition.prompt] for condition in conditions])
+            said = [text[condition.prompt] for condition in conditions]
+            inputs["text"] = torch.stack([features.pooled for features in said])
+            if self.transformer.config.text_token_dim:
+                inputs["text_tokens"] = torch.stack([features.tokens for features in said])
+                inputs["text_mask"] = torch.stack([features.mask for features in said])
         return inputs
 
     def _noise(

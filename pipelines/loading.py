@@ -10,15 +10,18 @@ import torch
 
 from mmdit.conditioning import Labels, TextEncoder, load_text_encoder
 from mmdit.conditioning.text import quiet
-from mmdit.diffusion import RectifiedFlow, make_scheduler
+from mmdit.diffusion import make_scheduler, samplers_for
+from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.request import check_choice
+from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 
 WEIGHTS = ("ema", "raw")
+DEFAULT_SAMPLERS = ("euler", "dpm++2m")  # the first one that fits the process
 EXPECTED = "a run folder, one of its checkpoints, or a pipeline folder"
 
 
@@ -26,7 +29,8 @@ EXPECTED = "a run folder, one of its checkpoints, or a pipeline folder"
 class Source:
     """What clips can be generated from, as read from its small files: no weights are loaded yet.
 
-    `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder.
+    `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
+    is what the network was trained for, None for a pipeline folder that does not say it.
     """
 
     folder: Path
@@ -34,6 +38,7 @@ class Source:
     has_text: bool
     clip: dict[str, Any] | None
     origin: dict[str, Any]
+    process: Process | None
     state: dict[str, Any] | None
 
 
@@ -63,8 +68,9 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
     config = folder.parent.parent / "config.yaml"
     if config.is_file():
         origin["config"] = _sha256(config)
-    names = state["label_names"]
-    return Source(folder, Labels(names) if names else None, bool(state["text_encoder"]), state["clip"], origin, state)
+    labels = Labels(state["label_names"]) if state["label_names"] else None
+    process = read_process(state)
+    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state)
 
 
 def load_pipeline(
@@ -101,7 +107,9 @@ def _pipeline_source(folder: Path) -> Source:
     if index.get("_class_name") != ClipPipeline.__name__:
         raise Refused("a pipeline of another kind", where=folder, got=index.get("_class_name"), expected="ClipPipeline")
     labels = Labels(index["label_names"]) if index.get("label_names") else None
-    return Source(folder, labels, network.get("text_dim", 0) > 0, index.get("clip"), index.get("origin") or {}, None)
+    process = read_process(index["process"]) if index.get("process") else None
+    has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or {}
+    return Source(folder, labels, has_text, index.get("clip"), origin, process, None)
 
 
 def _load_saved(source: Source) -> ClipPipeline:
@@ -121,15 +129,18 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
     folder = source.folder / "ema" if weights == "ema" else source.folder
     transformer = DiT.from_pretrained(folder / "transformer").eval()
     encoder = _load_encoder(folder, state, transformer)
+    process = read_process(state)
+    sampler = next(name for name in DEFAULT_SAMPLERS if name in samplers_for(process))
     return ClipPipeline(
         transformer=transformer,
         vae=_load_codec(state["codec"], codec).vae,
-        scheduler=make_scheduler("euler", RectifiedFlow(shift=state["flow"]["shift"])),
+        scheduler=make_scheduler(sampler, process),
         text_encoder=encoder.model if encoder else None,
         tokenizer=encoder.tokenizer if encoder else None,
         label_names=state["label_names"] or None,
         clip=source.clip,
         origin={**source.origin, "weights": weights},
+        process=describe_process(process),
     )
 
 

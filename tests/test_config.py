@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mmdit.config import dump_config, find_recipe, load_config
+from mmdit.config import dump_config, find_recipe, load_config, recipe_schema
 from mmdit.errors import Refused
 from mmdit.training.config import RunConfig
 
@@ -77,3 +77,55 @@ def test_every_field_has_its_help() -> None:
         return found
 
     assert fields(RunConfig) == []
+
+
+def test_a_recipe_starts_from_another(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "first.yaml").write_text("steps: 3\ndata: {store: a, batch_size: 7}\nmodel: {depth: 3}\n")
+    (tmp_path / "second.yaml").write_text("base: first\ndata: {store: b}\nmodel: {num_heads: 2}\n")
+    (tmp_path / "deep" / "third.yaml").write_text("base: ../second.yaml\nsteps: 5\nconditions: {labels: true}\n")
+    config = load_config(RunConfig, tmp_path / "deep" / "third.yaml", ["model.depth=4"])
+    assert (config.steps, config.data.store, config.data.batch_size) == (5, "b", 7)
+    assert (config.model.depth, config.model.num_heads, config.conditions.labels) == (4, 2, True)
+    assert "base" not in dump_config(config)
+    (tmp_path / "shipped.yaml").write_text("base: demo_fashion\nsteps: 9\n")
+    shipped = load_config(RunConfig, tmp_path / "shipped.yaml")
+    assert shipped == load_config(RunConfig, "demo_fashion", ["steps=9"])
+
+
+def test_a_base_may_be_switched_to_another_process_and_to_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: demo_fashion\nflow: null\ndiffusion: {prediction: v}\n")
+    config = load_config(RunConfig, tmp_path / "mine.yaml")
+    assert config.flow is None
+    assert config.diffusion is not None
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(RunConfig, again) == config
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a": "base: a\n"}, "start from each other.*a.yaml -> a.yaml"),
+        ({"a": "base: b\n", "b": "base: a\n"}, "start from each other.*a.yaml -> b.yaml -> a.yaml"),
+        ({"a": "base: nowhere\n"}, "no such recipe, got nowhere"),
+        ({"a": "base: [b]\n"}, "base is not the name of a recipe"),
+        ({"a": "base: b\n", "b": "- 3\n"}, "not a table of keys, in .*b.yaml"),
+        ({"a": "base: b\n", "b": GOOD + "modle: {}\n"}, r"got modle.*did you mean model\?"),
+    ],
+)
+def test_a_bad_base_is_refused(tmp_path: Path, texts: dict[str, str], message: str) -> None:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(Refused, match=message):
+        load_config(RunConfig, tmp_path / "a.yaml")
+
+
+def test_the_schema_has_every_key_with_its_help() -> None:
+    schema = recipe_schema(RunConfig)
+    assert set(schema["properties"]) == {"base", *RunConfig.model_fields}
+    model = schema["$defs"]["ModelConfig"]["properties"]
+    assert model["layout"]["description"] == "Which attentions each block has."
+    assert model["layout"]["enum"] == ["space", "factorized", "alternating", "joint"]
+    assert schema["additionalProperties"] is False
+    assert schema["anyOf"][1]["required"] == ["steps", "data"]

@@ -74,7 +74,7 @@ def main(
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
     if sampler is not None:
-        make_scheduler(sampler, RectifiedFlow())  # refuses one that does not fit
+        make_scheduler(sampler, found.process or RectifiedFlow())  # refuses one that does not fit
     if len(conditions) * count > MOST_CLIPS:
         raise Refused("too many clips", got=len(conditions) * count, expected=f"at most {MOST_CLIPS} at a time")
     height, width = _size(size) if size else (None, None)

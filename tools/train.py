@@ -10,7 +10,7 @@ from mmdit.tools.cli import run
 
 
 def main(
-    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.")],
+    config: Annotated[str | None, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as key.sub=value.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/ and the recipe's name.")] = None,
     fallback: Annotated[
@@ -20,6 +20,7 @@ def main(
         bool, typer.Option("--accept-data", help="Go on although the store's clips or captions have changed.")
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe with all its defaults, and end.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
 ) -> None:
     """Trains a network from a recipe, or goes on with a run that was stopped: the same command again.
 
@@ -29,9 +30,17 @@ def main(
       mmdit train configs/demo_fashion.yaml data.store=my_store --out runs/mine
       torchrun --nproc-per-node 8 tools/train.py configs/demo_fashion.yaml data.store=my_store --out runs/mine
     """
-    from mmdit.config import dump_config, load_config
+    import json
+
+    from mmdit.config import dump_config, load_config, recipe_schema
+    from mmdit.errors import Refused
     from mmdit.training.config import RunConfig
 
+    if schema:
+        print(json.dumps(recipe_schema(RunConfig), indent=2))
+        return
+    if config is None:
+        raise Refused("no recipe", expected="a YAML file or the name of a shipped recipe", fix="see mmdit train --help")
     recipe = load_config(RunConfig, config, overrides or [])
     if show:
         print(dump_config(recipe), end="")

@@ -33,9 +33,14 @@ def create_model(name: str, *, sample_size: tuple[int, int, int], in_channels: i
     Raises:
         Refused: no such preset; the message names the nearest one.
     """
+    return DiT(sample_size=sample_size, in_channels=in_channels, **{**preset_options(name), **options})
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """Depth, width, heads and patch of a preset; Refused, naming the nearest one, where there is no such preset."""
     if name not in PRESETS:
         nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
         raise Refused(
             "unknown model preset", got=repr(name), expected=f"one of {', '.join(PRESETS)}", fix=f"try {nearest[0]}"
         )
-    return DiT(sample_size=sample_size, in_channels=in_channels, **{**PRESETS[name], **options})
+    return PRESETS[name]

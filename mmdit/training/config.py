@@ -1,10 +1,20 @@
 """The recipe of a training run. The docstring under each field is its help."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmdit.config import Config
+from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
+from mmdit.errors import Refused
+
+
+def _refuse_unread(config: Config, name: str, got: str, expected: str) -> None:
+    """Refused where a key that nothing reads is set to something else than its default."""
+    value = getattr(config, name)
+    if value != type(config).model_fields[name].default:
+        raise Refused(f"nothing reads {name}", got=f"{name} {value} with {got}", expected=expected)
+
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -41,6 +51,13 @@ class TextConfig(Config):
     max_tokens: int = Field(24, ge=3)
     """Longest caption in tokens, for the embedded encoder; longer ones are cut, and counted."""
 
+    @model_validator(mode="after")
+    def _sizes_are_of_the_embedded_encoder(self) -> Self:
+        if self.encoder != "embedded":
+            for name in ("width", "depth", "heads", "max_tokens"):
+                _refuse_unread(self, name, f"text.encoder {self.encoder}", "text.encoder embedded")
+        return self
+
 
 class ConditionConfig(Config):
     """What the network is told, and how often it is not told it, so that guidance has a null condition."""
@@ -53,6 +70,14 @@ class ConditionConfig(Config):
     """Share of the samples whose label is the null label."""
     drop_text: float = Field(0.1, ge=0.0, le=1.0)
     """Share of the samples whose caption is the empty prompt."""
+
+    @model_validator(mode="after")
+    def _only_what_is_told_is_dropped(self) -> Self:
+        if not self.labels:
+            _refuse_unread(self, "drop_label", "no labels", "conditions.labels")
+        if self.text is None:
+            _refuse_unread(self, "drop_text", "no text", "conditions.text")
+        return self
 
 
 class ModelConfig(Config):
@@ -72,8 +97,16 @@ class ModelConfig(Config):
     """Inner width of the MLP over the width."""
     layout: Literal["space", "factorized", "alternating", "joint"] = "factorized"
     """Which attentions each block has."""
+    conditioning: Literal["adaln-zero", "adaln", "shared-adaln", "cross-attention", "in-context"] = "adaln-zero"
+    """How timestep, labels and pooled text enter: their sum modulates the blocks, or each is a token."""
+    text_tokens_by: Literal["cross-attention", "in-context"] | None = None
+    """How each token of the caption enters, beside the pooled text; null for the pooled text alone."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """How tokens know their place."""
+    interpolate: bool = False
+    """Scale positions on other grids to span what they span on the latents that it is trained on."""
+    timestep_spacing: Literal[127, 128] = 128
+    """Steps that the frequencies of a timestep are spaced over: 128 as in the paper, 127 as in diffusers' DiT."""
     norm: Literal["layer", "rms"] = "layer"
     """Norm before each sub-layer."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
@@ -82,15 +115,51 @@ class ModelConfig(Config):
     """RMS norm on queries and keys."""
     attention_backend: Literal["auto", "math", "sdpa", "xformers"] = "auto"
     """Attention kernel."""
+    checkpointing: int = Field(0, ge=0)
+    """Every so-many-th block keeps only its input and is computed again in the backward pass; 0 for none. 1 saves the
+    most memory, and costs about a third more time."""
 
 
 class FlowConfig(Config):
-    """Rectified flow."""
+    """Rectified flow: the network predicts the velocity."""
 
-    times: Literal["logit-normal", "uniform"] = "logit-normal"
+    times: Literal["logit-normal", "uniform", "mode"] = "logit-normal"
     """Distribution of the times that are trained."""
-    shift: float = Field(1.0, gt=0.0)
-    """Shift of the times toward noise, in training and sampling."""
+    shift: Annotated[float, Field(gt=0.0)] | Literal["auto"] = 1.0
+    """Shift of the times toward noise, in training and sampling; "auto" is the root of (tokens / 256)."""
+    mean: float = 0.0
+    """Mean of the normal under logit-normal times; above 0 for more noise."""
+    scale: float = Field(1.0, gt=0.0)
+    """Deviation of the normal under logit-normal times."""
+    mode: float = 1.29
+    """How far the times "mode" are from uniform, -1 to 1.75; above 0 for the middle, below for the ends."""
+
+    @model_validator(mode="after")
+    def _makes_a_process(self) -> Self:
+        RectifiedFlow(**self.model_dump() | {"shift": 1.0})
+        return self
+
+
+class DiffusionConfig(Config):
+    """Gaussian diffusion, in place of the flow."""
+
+    betas: Literal["linear", "cosine"] = "linear"
+    """How the noise grows over the timesteps."""
+    prediction: Literal["epsilon", "v", "x0"] = "epsilon"
+    """What the network gives: the noise, the velocity of 2202.00512, or the data."""
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "learned_range"
+    """Of a sampling step; a learned one doubles the channels that the network gives."""
+    min_snr: float | None = Field(None, gt=0.0)
+    """Gamma of the min-SNR weighting of the loss (5 is usual); null weighs all timesteps alike."""
+    zero_terminal_snr: bool = False
+    """Make the last timestep noise alone; for v and x0."""
+    timesteps: int = Field(1000, ge=21, le=1000)
+    """How many there are."""
+
+    @model_validator(mode="after")
+    def _makes_a_process(self) -> Self:
+        GaussianDiffusion(**self.model_dump())
+        return self
 
 
 class OptimizerConfig(Config):
@@ -129,7 +198,10 @@ class RunConfig(Config):
     data: DataConfig
     conditions: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()
-    flow: FlowConfig = FlowConfig()
+    flow: FlowConfig | None = None
+    """Train a rectified flow, the default; null where `diffusion` is set."""
+    diffusion: DiffusionConfig | None = None
+    """Train a Gaussian diffusion in place of the flow; null for the flow."""
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: Decay | Annotated[tuple[Decay, ...], Field(min_length=1)] = 0.9999
     """Decay of the weights' moving average, 0 to below 1; it rises to this from 0 over the first steps. A list keeps an
@@ -157,3 +229,20 @@ class RunConfig(Config):
     """Which weights of a checkpoint `init_from` takes: the averaged ones, or those last trained."""
     stop_after_bad_steps: int = Field(10, ge=1)
     """So many steps in a row without a finite loss and gradient stop the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_flow_unless_a_diffusion(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("flow") is None and values.get("diffusion") is None:
+            return {**values, "flow": {}}
+        return values
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.flow is not None and self.diffusion is not None:
+            raise Refused("a recipe trains one process", got="flow and diffusion", fix="set flow: null, or diffusion")
+        if self.model.text_tokens_by is not None and self.conditions.text is None:
+            raise Refused(
+                "no text to read tokens of", got="model.text_tokens_by and conditions.text null", fix="set one of them"
+            )
+        return self

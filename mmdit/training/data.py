@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmdit.diffusion import RectifiedFlow
+from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.seeds import generator
@@ -29,6 +29,7 @@ class Batch:
     latents: Tensor
     noise: Tensor
     times: Tensor
+    """(batch,): in (0, 1) float32 for a flow, whole timesteps int64 for a Gaussian diffusion."""
     labels: Tensor | None
     captions: Tensor | None
     """Rows of `TrainingData.captions`, (batch,); the null condition is already in place where it was drawn."""
@@ -57,8 +58,8 @@ class TrainingData:
         Refused: the split is empty, or lacks the labels or captions that the recipe conditions on.
     """
 
-    def __init__(self, store: LatentStore, split: str, config: RunConfig, flow: RectifiedFlow) -> None:
-        self.store, self.config, self.flow = store, config, flow
+    def __init__(self, store: LatentStore, split: str, config: RunConfig, process: Process) -> None:
+        self.store, self.config, self.process = store, config, process
         self.rows: range = store.split(split)
         if len(self.rows) == 0:
             raise Refused("no clips to train on", where=store.place, got=f"no row of split {split!r}", expected="one")
@@ -124,7 +125,8 @@ class TrainingData:
     def _times(self, offset: Tensor, slots: Sequence[int]) -> Tensor:
         """Times spread evenly over the global batch from one random offset: less variance. Source: 2107.00630, I.1."""
         even = (offset + torch.tensor(slots, dtype=torch.float64) / self.config.data.batch_size) % 1.0
-        return self.flow.draw_times(torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))).float()
+        times = self.process.draw_times(torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6)))
+        return times.float() if times.is_floating_point() else times  # timesteps of a diffusion are whole numbers
 
     def _place(self, sample: int) -> int:
         epoch, number = divmod(sample, len(self.rows))

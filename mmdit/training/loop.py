@@ -121,7 +121,7 @@ def _losses(run: Run, module: nn.Module, batch: Batch, split: str) -> Tensor:
         with _autocast(run):
             return module(x_t, timesteps, batch.labels, captions)
 
-    return run.flow.loss(predict, batch.latents, batch.noise, batch.times).per_sample
+    return run.process.loss(predict, batch.latents, batch.noise, batch.times).per_sample
 
 
 def _autocast(run: Run) -> contextlib.AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from mmdit.config import dump_config
 from mmdit.errors import Refused, Stopped
 from mmdit.models import DiT
 from mmdit.training import checkpoint as checkpoints
+from mmdit.training.build import describe_process
 from mmdit.training.init_from import init_from
 from mmdit.training.retention import check_retention, remove_old
 from mmdit.training.run import Run
@@ -84,7 +85,7 @@ def _state(run: Run) -> dict[str, Any]:
         "skipped": run.skipped,
         "scaler": run.scaler.state_dict(),
         "window": run.window,
-        "flow": run.config.flow.model_dump(),
+        **describe_process(run.process),
         "latent_shape": list(run.store.latent_shape),
         **run.data,
     }

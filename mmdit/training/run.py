@@ -11,16 +11,18 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
-from mmdit.diffusion import RectifiedFlow
+from mmdit.diffusion.samplers import Process
 from mmdit.latents.store import LatentStore
-from mmdit.models import DiT, create_model
+from mmdit.models import DiT
 from mmdit.seeds import seed_at
+from mmdit.training.build import Inputs, build_network, build_process
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import make_optimizers
 
-# What each caption of a split is to the trainee: (ids, mask) for a trained encoder, (pooled,) for a frozen one.
+# What each caption of a split is to the trainee: (ids, mask) for a trained encoder; for a frozen one (pooled,), and
+# (pooled, tokens, mask) where the network reads the tokens of the text.
 CaptionTable = tuple[Tensor, ...]
 
 
@@ -36,10 +38,15 @@ class Trainee(nn.Module):
         self, latents: Tensor, timesteps: Tensor, labels: Tensor | None, captions: CaptionTable | None
     ) -> Tensor:
         """Noised latents (B, C, F, H, W) to the prediction; `captions` are rows of a caption table."""
-        text = None
+        text, tokens = None, {}
         if captions is not None:
-            text = captions[0] if self.text_encoder is None else self.text_encoder(*captions).pooled
-        return self.transformer(latents, timesteps, labels=labels, text=text)
+            if self.text_encoder is not None:
+                said = self.text_encoder(*captions)
+                captions = said.pooled, said.tokens, said.mask
+            text = captions[0]
+            if self.transformer.config.text_token_dim:
+                tokens = {"text_tokens": captions[1], "text_mask": captions[2]}
+        return self.transformer(latents, timesteps, labels=labels, text=text, **tokens)
 
 
 @dataclass
@@ -50,7 +57,7 @@ class Run:
     folder: Path
     accelerator: Accelerator
     store: LatentStore
-    flow: RectifiedFlow
+    process: Process
     splits: dict[str, TrainingData]
     """"train", and "validation" where the store has such a split."""
     captions: dict[str, CaptionTable]
@@ -83,24 +90,27 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
         Refused: the store does not hold what the recipe asks for.
     """
     store = LatentStore.open(config.data.store)
-    flow = RectifiedFlow(config.flow.times, config.flow.shift)
-    splits = {"train": TrainingData(store, config.data.split, config, flow)}
+    process = build_process(config, store.latent_shape)
+    splits = {"train": TrainingData(store, config.data.split, config, process)}
     if len(store.split(config.data.validation_split)) > 0:
-        splits["validation"] = TrainingData(store, config.data.validation_split, config, flow)
+        splits["validation"] = TrainingData(store, config.data.validation_split, config, process)
     text_encoder = _text_encoder(config, splits["train"].captions)
     is_trained = text_encoder is not None and text_encoder.training
     captions = {
-        name: _caption_table(text_encoder, split.captions) for name, split in splits.items() if text_encoder is not None
+        name: _caption_table(text_encoder, split.captions, config.model.text_tokens_by is not None)
+        for name, split in splits.items()
+        if text_encoder is not None
     }
     set_seed(seed_at(config.seed, "weights") % 2**32)  # initial weights come from torch's own generators
-    transformer = _transformer(config, store, text_encoder)
+    text_dim = text_encoder.dim if text_encoder is not None else 0
+    transformer = build_network(config, Inputs(store.latent_shape, len(store.labels), text_dim))
     trainee = Trainee(transformer, text_encoder if is_trained else None)
     trainee.to(accelerator.device)  # before optimizers and averages take their weights
     forward = torch.compile(trainee) if config.compile else trainee
     module, *optimizers = accelerator.prepare(forward, *make_optimizers(trainee, config.optimizer))
     ema = EMA(trainee, config.ema_decay, "cpu" if config.ema_device == "cpu" else None)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "float16")
-    run = Run(config, folder, accelerator, store, flow, splits, captions, trainee, module, optimizers, ema, scaler)
+    run = Run(config, folder, accelerator, store, process, splits, captions, trainee, module, optimizers, ema, scaler)
     run.text_fingerprint = text_encoder.fingerprint if text_encoder is not None and not is_trained else None
     return run
 
@@ -124,25 +134,17 @@ def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:
 
 
 @torch.no_grad()
-def _caption_table(encoder: TextEncoder, captions: list[str]) -> CaptionTable:
+def _caption_table(encoder: TextEncoder, captions: list[str], with_tokens: bool) -> CaptionTable:
     ids, mask = encoder.tokenize(captions)
+    longest = int(mask.sum(1).max())  # padding that no caption needs would cost time in every step
     if encoder.training:
-        longest = int(mask.sum(1).max())  # padding that no caption needs would cost time in every step
         return ids[:, :longest], mask[:, :longest]
-    return (torch.cat([encoder(i, m).pooled.cpu() for i, m in zip(_parts(ids), _parts(mask), strict=True)]),)
+    said = [encoder(i, m) for i, m in zip(_parts(ids), _parts(mask), strict=True)]
+    pooled = torch.cat([part.pooled.cpu() for part in said])
+    if not with_tokens:
+        return (pooled,)
+    return pooled, torch.cat([part.tokens[:, :longest].cpu() for part in said]), mask[:, :longest]
 
 
 def _parts(rows: Tensor) -> Iterator[Tensor]:
     yield from rows.split(64)
-
-
-def _transformer(config: RunConfig, store: LatentStore, text_encoder: TextEncoder | None) -> DiT:
-    channels, frames, height, width = store.latent_shape
-    return create_model(
-        config.model.preset,
-        sample_size=(frames, height, width),
-        in_channels=channels,
-        num_classes=len(store.labels) if config.conditions.labels else 0,
-        text_dim=text_encoder.dim if text_encoder is not None else 0,
-        **config.model.model_dump(exclude={"preset"}, exclude_none=True),
-    )
