@@ -1,5 +1,6 @@
 """The step: micro batches, float16 with its loss scaler, compiling, several averages."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_micro_batches_equal_the_large_batch(recipe: Any, tmp_path: Path, size: 
     changes = {"optimizer__clip_norm": 0.01, "optimizer__muon_lr": None, "optimizer__lr": 1e-4}
     train(recipe(**changes), tmp_path / "whole")
     seen: list[int] = []
-    alone: list[int] = []
+    alone = itertools.count()
     plain = loop._losses
 
     def losses(run: Any, module: Any, batch: Any, split: str) -> torch.Tensor:
@@ -53,10 +54,10 @@ def test_micro_batches_equal_the_large_batch(recipe: Any, tmp_path: Path, size: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_losses", losses)
         no_sync = Accelerator.no_sync
-        patch.setattr(Accelerator, "no_sync", lambda *given: (alone.append(1), no_sync(*given))[1])
+        patch.setattr(Accelerator, "no_sync", lambda *given: (next(alone), no_sync(*given))[1])
         train(recipe(data__micro_batch=size, **changes), tmp_path / "parts")
     assert seen == {1: [1] * 24, 3: [3, 1] * 6}[size]
-    assert len(alone) == len(seen) - 6  # the gradient is exchanged once in each of six steps
+    assert next(alone) == len(seen) - 6  # the gradient is exchanged once in each of six steps
     assert log(tmp_path / "parts", "loss") == pytest.approx(log(tmp_path / "whole", "loss"), abs=1e-6)
     assert log(tmp_path / "parts", "grad_norm") == pytest.approx(log(tmp_path / "whole", "grad_norm"), rel=1e-5)
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
