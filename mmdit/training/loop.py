@@ -177,7 +177,9 @@ def _meter(run: Run) -> Meter:
     peak = None
     if device.type == "cuda":
         peak = device_peak(torch.cuda.get_device_name(device), "fp16" if run.scaler.is_enabled() else precision)
-    return Meter(run.trainee.transformer.config, peak, time.perf_counter)
+    network = run.trainee.transformer.config
+    text_tokens = run.captions["train"][1].shape[1] if network.text_token_dim else 0
+    return Meter(network, peak, time.perf_counter, text_tokens)
 
 
 def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float) -> None:

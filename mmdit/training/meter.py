@@ -46,10 +46,11 @@ class Meter:
             that is trained along is not counted.
         peak: operations a second of one process's device, or None.
         clock: seconds.
+        text_tokens: of each clip, for a network that takes them.
     """
 
-    def __init__(self, network: Any, peak: float | None, clock: Callable[[], float]) -> None:
-        self._network, self._peak, self._clock = dict(network), peak, clock
+    def __init__(self, network: Any, peak: float | None, clock: Callable[[], float], text_tokens: int = 0) -> None:
+        self._network, self._peak, self._clock, self._text_tokens = dict(network), peak, clock, text_tokens
         self._flops: dict[tuple[int, int, int], int] = {}
         self._reset()
 
@@ -77,7 +78,7 @@ class Meter:
     def _flops_of(self, grid: tuple[int, int, int]) -> int:
         """Operations of a training step on one clip: backward costs twice the forward, a multiply-accumulate is two."""
         if grid not in self._flops:
-            self._flops[grid] = 3 * 2 * model_cost(self._network, grid).macs
+            self._flops[grid] = 3 * 2 * model_cost(self._network, grid, text_tokens=self._text_tokens).macs
         return self._flops[grid]
 
     def line(self, accelerator: Accelerator) -> dict[str, float]:

@@ -22,7 +22,10 @@ MUST_MATCH = {
     "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
     "model.preset", "model.depth", "model.hidden_size", "model.num_heads", "model.patch_size", "model.mlp_ratio",
     "model.layout", "model.positions", "model.norm", "model.mlp", "model.qk_norm",
-    "flow.times", "flow.shift",
+    "model.conditioning", "model.text_tokens_by", "model.interpolate", "model.timestep_spacing",
+    "flow", "flow.times", "flow.shift", "flow.mean", "flow.scale", "flow.mode",
+    "diffusion", "diffusion.betas", "diffusion.prediction", "diffusion.variance", "diffusion.min_snr",
+    "diffusion.zero_terminal_snr", "diffusion.timesteps",
     "optimizer.lr", "optimizer.muon_lr", "optimizer.muon_rounds", "optimizer.betas", "optimizer.weight_decay",
     "optimizer.warmup", "optimizer.decay", "optimizer.clip_norm",
 }  # fmt: skip
@@ -30,6 +33,7 @@ MUST_MATCH = {
 MAY_CHANGE = {
     "log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_checkpoints", "keep_best",
     "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
+    "model.checkpointing",
     "compile", "ema_device",
 }  # fmt: skip
 # A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.

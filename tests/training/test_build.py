@@ -14,6 +14,7 @@ from mmdit.errors import Refused
 from mmdit.training.build import Inputs, build_network, build_process, describe_process, read_process
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
+from mmdit.training.processes import make_accelerator
 from mmdit.training.run import begin_run
 
 INPUTS = Inputs((4, 4, 8, 8), labels=3, text_dim=16)
@@ -150,7 +151,8 @@ def test_a_process_is_read_as_it_was_described(process: Any) -> None:
 
 
 def test_timesteps_of_a_diffusion_are_spread_evenly_over_the_global_batch(recipe: Any) -> None:
-    run = begin_run(recipe(diffusion={}), Path("nowhere"))
+    config = recipe(diffusion={})
+    run = begin_run(config, Path("nowhere"), make_accelerator(config))
     data: TrainingData = run.splits["train"]
     times = data.batch(3, range(4)).times
     assert times.dtype == torch.int64

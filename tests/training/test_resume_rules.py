@@ -42,11 +42,15 @@ def test_every_key_has_one_class() -> None:
 CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
     "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
-    "model__attention_backend": "math", "data__micro_batch": 2, "compile": False, "ema_device": "cpu",
+    "model__attention_backend": "math", "data__micro_batch": 2, "compile": True, "ema_device": "cpu",
+    "model__checkpointing": 1,
 }  # fmt: skip
 
 
-def test_what_may_change_may_and_is_logged(recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_may_change_may_and_is_logged(
+    recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.compile", lambda module: module)  # it takes a minute
     assert {key.replace("__", ".") for key in CHANGED} == MAY_CHANGE
     train(recipe(steps=2), tmp_path)
     with caplog.at_level(logging.WARNING):
