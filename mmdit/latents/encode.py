@@ -22,7 +22,7 @@ from mmdit.latents.facts import find_facts, read_facts, sizes_of, write_facts
 from mmdit.latents.fidelity import check_fidelity
 from mmdit.latents.layout import SHARDS
 from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips, read_request_of
-from mmdit.latents.report import EncodeReport, Teller, check_any_kept, make_report
+from mmdit.latents.report import EncodeReport, Progress, Teller, check_any_kept, make_report
 from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
 from mmdit.latents.shards import Recorded, read_shards
 from mmdit.latents.tables import write_tables
@@ -30,8 +30,6 @@ from mmdit.latents.work import Work, make_shards, read_work, work_folder, write_
 
 TILING_FLOOR = 30.0  # dB of tiled against untiled, on the worst line of pixels of the first clip
 
-Progress = Callable[[int, int, str], None]
-"""Told after each clip: clips done, clips in all, and in words how it goes."""
 Engine = Callable[[Work], None]
 """Has the shards of a run made by other processes, each of which calls `join`."""
 

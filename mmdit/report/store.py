@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmdit import files
 from mmdit.clips.decode import BadClip, ReadRequest, read_request
@@ -15,6 +14,7 @@ from mmdit.clips.part import Part
 from mmdit.clips.video import Frames, clip_to_frames, frames_to_clip, write_clip, write_image
 from mmdit.latents.codec import Codec
 from mmdit.latents.facts import read_facts, where_of
+from mmdit.latents.fidelity import psnr
 from mmdit.latents.store import LatentStore
 from mmdit.latents.verify import check_codec
 from mmdit.report.demo import environment
@@ -27,7 +27,7 @@ def store_figures(store: LatentStore) -> dict[str, Any]:
 
     "psnr" is (min, median, max) in dB over the clips it was measured on, or None; "speed" is (min, median, max).
     """
-    psnr = store.column("psnr").drop_null().to_numpy()
+    measured = store.column("psnr").drop_null().to_numpy()
     lengths = store.column("frames").to_numpy() / store.column("fps").to_numpy()
     counts = np.bincount(numbers[numbers >= 0]) if ((numbers := store.label_numbers()) >= 0).any() else np.zeros(0, int)
     labels = sorted(zip(store.labels, counts.tolist(), strict=False), key=lambda pair: -pair[1])
@@ -41,8 +41,8 @@ def store_figures(store: LatentStore) -> dict[str, Any]:
         "seconds": float(lengths.sum()),
         "length": _spread(lengths),
         "speed": _spread(store.column("speed").to_numpy()),
-        "psnr": _spread(psnr) if len(psnr) else None,
-        "psnr_measured": len(psnr),
+        "psnr": _spread(measured) if len(measured) else None,
+        "psnr_measured": len(measured),
         "bytes": sum(facts["bytes"] for facts in store.shards.values()),
         "shards": len(store.shards),
         "codec": store.meta["codec"]["name"] or store.meta["codec"]["fingerprint"][:16],
@@ -103,7 +103,7 @@ def write_store_page(store: LatentStore, codec: Codec | None, path: Path, *, cli
                 "source": known["source"],
                 "original": None if original is None else _uri(original, known["fps"]),
                 "again": _uri(again, known["fps"]),
-                "psnr": known["psnr"] if original is None else _psnr(original, again),
+                "psnr": known["psnr"] if original is None else _psnr_of(original, again),
             }
         )
     view = {"name": str(store.place), "figures": store_figures(store), "cards": cards, "has_source": source is not None}
@@ -115,9 +115,8 @@ def _spread(values: np.ndarray[Any, Any]) -> tuple[float, float, float]:
     return float(values.min()), float(np.median(values)), float(values.max())
 
 
-def _psnr(a: Frames, b: Frames) -> float:
-    error = (frames_to_clip(a) - frames_to_clip(b)).square().mean(dtype=torch.float64).clamp(min=1e-10)
-    return float(10 * torch.log10(4 / error))
+def _psnr_of(a: Frames, b: Frames) -> float:
+    return psnr(frames_to_clip(a)[None], frames_to_clip(b)[None]).item()
 
 
 def _uri(frames: Frames, fps: float) -> dict[str, str]:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from encoding import contents, encode, read_here
+from kills import killed_at
 from pooled import Pooled
 
-from mmdit import files
 from mmdit.clips.video import write_clip
 from mmdit.errors import OverBudget, Refused
 from mmdit.latents.store import LatentStore
@@ -50,23 +50,6 @@ def tables(folder: Path) -> list[bytes] | None:
     return [
         (folder / name).read_bytes() for name in ("store.json", "index.parquet", "shards.parquet", "quarantine.parquet")
     ]
-
-
-def in_a_fork(work: Callable[[], Any]) -> int | None:
-    """Runs `work` in a copy of this process; its exit code, negative for the signal that ended it."""
-    process = multiprocessing.get_context("fork").Process(target=work, daemon=False)
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
-def killed_at(monkeypatch: pytest.MonkeyPatch, fault: str, work: Callable[[], Any]) -> bool:
-    monkeypatch.setenv("MMDIT_FAULT", fault)
-    files._seen.clear()
-    code = in_a_fork(work)
-    monkeypatch.delenv("MMDIT_FAULT")
-    assert code in (0, -signal.SIGKILL), (fault, code)
-    return code != 0
 
 
 def walk(

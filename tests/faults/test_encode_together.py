@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from encoding import contents, encode, read_here
 from pooled import Pooled
+from videos import write_waves
 
-from mmdit.clips.video import write_clip
 from mmdit.errors import Refused
 from mmdit.latents.encode import join
 from mmdit.latents.store import LatentStore
@@ -27,10 +26,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    y, x = np.mgrid[0:32, 0:48]
-    for number in range(14):
-        frames = [np.stack([np.sin((x * c + y * number + t) / 9) * 100 + 128 for c in range(3)], -1) for t in range(5)]
-        write_clip(tmp_path / "videos" / f"{number:02d}.mp4", np.array(frames).astype(np.uint8), 8)
+    write_waves(tmp_path / "videos", 14)
     (tmp_path / "videos" / "07.mp4").write_bytes(b"")
     return tmp_path / "videos"
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from mmdit.clips.decode import Decoded
+from mmdit.clips.video import write_clip
 
 STEP = 6
 
@@ -120,3 +121,14 @@ def tarred(path: Path, *members: Path) -> dict[str, tuple[int, int]]:
             tar.add(member, member.name)
     with tarfile.open(path) as tar:
         return {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+
+
+def write_waves(folder: Path, count: int, frames: int = 5) -> Path:
+    """Videos 00.mp4, 01.mp4, ... of 32x48 at 8 frames a second, each with waves of its own."""
+    y, x = np.mgrid[0:32, 0:48]
+    for number in range(count):
+        wave = [
+            np.stack([np.sin((x * c + y * number + t) / 9) * 100 + 128 for c in range(3)], -1) for t in range(frames)
+        ]
+        write_clip(folder / f"{number:02d}.mp4", np.array(wave).astype(np.uint8), 8)
+    return folder

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from encoding import contents, encode
 from pooled import KilledOnce, Pooled
+from videos import write_waves
 
-from mmdit.clips.video import write_clip
 from mmdit.errors import Refused
 from mmdit.latents.cluster import ray_engine
 
@@ -33,10 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    y, x = np.mgrid[0:32, 0:48]
-    for number in range(12):
-        frames = [np.stack([np.sin((x * c + y * number + t) / 9) * 100 + 128 for c in range(3)], -1) for t in range(5)]
-        write_clip(tmp_path / "videos" / f"{number:02d}.mp4", np.array(frames).astype(np.uint8), 8)
+    write_waves(tmp_path / "videos", 12)
     return tmp_path / "videos"
 
 
