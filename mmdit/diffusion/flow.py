@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdit.diffusion.given import frame_times, hold, mean_of_others
 from mmdit.errors import Refused
 
 # The timestep that a network sees is the time in [0, 1] times this, as in diffusers' flow schedulers.
@@ -88,11 +89,16 @@ class RectifiedFlow:
         t = _like(timesteps / TIMESTEPS, x)
         return torch.ones_like(t), -t  # x_t - t (noise - x_0) = x_0
 
-    def loss(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> FlowLoss:
-        """Mean squared error of the predicted velocity; predict(x_t, timesteps) is given timesteps in [0, 1000]."""
-        predicted = predict(self.add_noise(x_0, noise, t), t * TIMESTEPS)
+    def loss(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, given: Tensor | None = None) -> FlowLoss:
+        """Mean squared error of the predicted velocity; predict(x_t, timesteps) is given timesteps in [0, 1000].
+
+        Frames that are `given` (batch, frame) enter as they are, and are not in the mean; timesteps are then one a
+        frame, (batch, frame).
+        """
+        x_t = hold(self.add_noise(x_0, noise, t), x_0, given)
+        predicted = predict(x_t, frame_times(t * TIMESTEPS, given))
         error = (predicted.float() - self.velocity(x_0, noise).float()) ** 2
-        return FlowLoss(error.flatten(1).mean(1))
+        return FlowLoss(mean_of_others(error, given))
 
 
 def shift_for_tokens(tokens: int, base_tokens: int = 256) -> float:

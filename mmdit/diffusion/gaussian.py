@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdit.diffusion.bound import decoder_nll, normal_kl
+from mmdit.diffusion.given import frame_times, hold, mean_of_others
 from mmdit.errors import Refused
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -151,14 +152,17 @@ class GaussianDiffusion:
         weight = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}[self.prediction]  # 2303.09556
         return self._at(weight, t, t).float()
 
-    def loss(self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor) -> DiffusionLoss:
+    def loss(
+        self, predict: Predict, x_0: Tensor, noise: Tensor, t: Tensor, given: Tensor | None = None
+    ) -> DiffusionLoss:
         """weight x mse, and with a learned variance + vb timesteps / 1000 (L_hybrid of 2102.09672, times 1000).
 
         predict(x_t, t) is given whole timesteps (batch,); it returns twice the channels of x_0 for "learned_range",
-        and as many as x_0 has otherwise.
+        and as many as x_0 has otherwise. Frames that are `given` (batch, frame) enter as they are, and are not in the
+        means; timesteps are then one a frame, (batch, frame).
         """
-        x_t = self.add_noise(x_0, noise, t)
-        predicted = predict(x_t, t).float()
+        x_t = hold(self.add_noise(x_0, noise, t), x_0, given)
+        predicted = predict(x_t, frame_times(t, given)).float()
         channels, learned = x_0.shape[1], self.variance == "learned_range"
         if predicted.shape[1] != channels * (1 + learned):
             raise Refused(
@@ -167,14 +171,17 @@ class GaussianDiffusion:
                 expected=f"{channels * (1 + learned)}",
             )
         predicted, between = predicted.split([channels, channels * learned], dim=1)
-        mse = _mean((predicted - self.target(x_0, noise, t).float()) ** 2)
+        mse = mean_of_others((predicted - self.target(x_0, noise, t).float()) ** 2, given)
         weighted = self.weight(t) * mse
         if not learned:
             return DiffusionLoss(weighted, mse, None)
-        vb = self.bound(predicted.detach(), between, x_0.float(), x_t.float(), t)  # it teaches the variance alone
+        bound = (predicted.detach(), between, x_0.float(), x_t.float(), t)  # it teaches the variance alone
+        vb = self.bound(*bound, given)
         return DiffusionLoss(weighted + vb * self.timesteps / 1000, mse, vb)
 
-    def bound(self, predicted: Tensor, between: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def bound(
+        self, predicted: Tensor, between: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, given: Tensor | None = None
+    ) -> Tensor:
         """The term of the variational bound at t, in bits a number, (batch,).
 
         `between` in [-1, 1] is the learned place between the two fixed log variances. Eq. 3 to 6 and 15 of 2102.09672.
@@ -185,8 +192,8 @@ class GaussianDiffusion:
         log_variance = share * posterior["log_large"] + (1 - share) * posterior["log_small"]
         mean = posterior["of_x_0"] * (p * x_t + q * predicted) + posterior["of_x_t"] * x_t
         true_mean = posterior["of_x_0"] * x_0 + posterior["of_x_t"] * x_t
-        kl = _mean(normal_kl(true_mean, posterior["log_small"], mean, log_variance))
-        nll = _mean(decoder_nll(x_0, mean, log_variance))
+        kl = mean_of_others(normal_kl(true_mean, posterior["log_small"], mean, log_variance), given)
+        nll = mean_of_others(decoder_nll(x_0, mean, log_variance), given)
         return torch.where(t == 0, nll, kl) / math.log(2)
 
     def _signal_and_spread(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +208,3 @@ class GaussianDiffusion:
             )
         at = table.float().to(x.device)[t.to(x.device).long()]
         return at.view(-1, *[1] * (x.ndim - 1))
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.flatten(1).mean(1)

@@ -6,7 +6,7 @@ from typing import Any
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow, shift_for_tokens
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
-from mmdit.models import DiT, create_model
+from mmdit.models import DiT, create_model, model_cost
 from mmdit.models.checks import token_grid
 from mmdit.models.presets import preset_options
 from mmdit.training.config import ModelConfig, RunConfig
@@ -36,7 +36,7 @@ def build_process(config: RunConfig, latent_shape: tuple[int, int, int, int]) ->
     assert config.flow is not None  # a recipe without either has a flow of defaults
     settings = config.flow.model_dump()
     if settings["shift"] == "auto":
-        f, h, w = token_grid(latent_shape[1:], _patch_size(config.model))
+        f, h, w = token_grid(latent_shape[1:], patch_size(config.model))
         settings["shift"] = shift_for_tokens(f * h * w)
     return RectifiedFlow(**settings)
 
@@ -60,7 +60,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> DiT:
         Refused: the recipe does not make a network, its patches do not divide the latents, or the store has no labels.
     """
     channels, frames, height, width = inputs.latent_shape
-    token_grid((frames, height, width), _patch_size(config.model))
+    token_grid((frames, height, width), patch_size(config.model))
     if config.conditions.labels and inputs.labels == 0:
         raise Refused("the store has no labels", got="conditions.labels", fix="encode with labels, or train without")
     learned = config.diffusion is not None and config.diffusion.variance == "learned_range"
@@ -82,6 +82,18 @@ def build_network(config: RunConfig, inputs: Inputs) -> DiT:
     return network
 
 
-def _patch_size(model: ModelConfig) -> tuple[int, int, int]:
+def clip_cost(model: ModelConfig, latent_shape: tuple[int, int, int, int]) -> int:
+    """Multiply-accumulates of the recipe's network on one clip, without its conditions.
+
+    Raises:
+        Refused: the patches do not divide the latents.
+    """
+    own = {"checkpointing", "attention_backend", "text_tokens_by", "preset"}
+    options = preset_options(model.preset) | model.model_dump(exclude=own, exclude_none=True)
+    return model_cost({**options, "in_channels": latent_shape[0], "sample_size": latent_shape[1:]}).macs
+
+
+def patch_size(model: ModelConfig) -> tuple[int, int, int]:
+    """(time, height, width) of a patch of the recipe's network."""
     patch: tuple[int, int, int] = model.patch_size or preset_options(model.preset)["patch_size"]
     return patch

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
-from mmdit.latents.store import LatentStore
 from mmdit.models import DiT, inflate
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training.config import RunConfig
@@ -40,13 +39,14 @@ class InitReport:
         return f"from {self.source}: {counts}, {len(self.fresh)} new" + (f"; left out: {shown}" if shown else "")
 
 
-def init_from(trainee: Trainee, config: RunConfig, store: LatentStore, text_fingerprint: str | None) -> InitReport:
+def init_from(trainee: Trainee, config: RunConfig, labels: list[str], text_fingerprint: str | None) -> InitReport:
     """Puts the weights of `config.init_from` into the trainee.
 
     An image network is inflated for a video one. Label vectors go by the label's name. What belongs to another text
     encoder, or has another shape, stays out.
 
     Args:
+        labels: this run's label names.
         text_fingerprint: of this run's text encoder where it is frozen.
 
     Raises:
@@ -61,7 +61,7 @@ def init_from(trainee: Trainee, config: RunConfig, store: LatentStore, text_fing
         weights = dict(inflate(source, trainee.transformer.config.sample_size[0], layout).state_dict())
     new = trainee.transformer.state_dict()
     if state is not None and LABELS in new and LABELS in weights and state["label_names"]:
-        _take_labels(weights, new, state["label_names"], store.labels, report)
+        _take_labels(weights, new, state["label_names"], labels, report)
     if not _same_text(trainee, folder, state, text_fingerprint):
         for name in [name for name in weights if name.startswith("text_embedder.")]:
             del weights[name]

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from mmdit.errors import Stopped
 from mmdit.training.checkpoint import find_checkpoint
 from mmdit.training.config import RunConfig
 from mmdit.training.data import Batch
+from mmdit.training.loader import batches
 from mmdit.training.meter import Meter, device_peak
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
@@ -52,15 +53,14 @@ def train(
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
         resume(run, fallback=fallback, accept_data=accept_data)
-        share = config.data.batch_size // accelerator.num_processes
-        slots = range(share * accelerator.process_index, share * (accelerator.process_index + 1))
+        ready = _batches(run)
         meter = _meter(run)
-        started, first = time.monotonic(), run.step
+        started, clips = time.monotonic(), 0
         while run.step < config.steps:
             # ---------------------------------------------------------------- one step
             meter.begin()
             set_learning_rate(run.optimizers, learning_rate_scale(config.optimizer, run.step, config.steps))
-            batch = run.splits["train"].batch(run.step, slots).to(accelerator.device)
+            batch = next(ready).to(accelerator.device)
             meter.got_batch()
             losses = _backward(run, batch)
             norm = _gradient_norm(run)
@@ -76,14 +76,14 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
             run.step += 1
             meter.end(batch.latents.shape)
+            clips += len(batch) * accelerator.num_processes
             # ---------------------------------------------------------------- what is said and kept of it
             if not good:
                 _count_bad(run, batch, losses)
             seconds = time.monotonic() - started
             _log(run, meter, loss, norm, seconds)
             if progress is not None and accelerator.is_main_process:
-                speed = (run.step - first) * config.data.batch_size / seconds
-                progress(run.step, config.steps, {"loss": loss, "clips_per_s": speed})
+                progress(run.step, config.steps, {"loss": loss, "clips_per_s": clips / seconds})
             stop = on_any(accelerator, stop_wanted())
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stop:
                 save(run)
@@ -97,31 +97,35 @@ def train(
     return find_checkpoint(folder)
 
 
+def _batches(run: Run) -> Iterator[Batch]:
+    """This process's part of each step that is left."""
+    accelerator, steps = run.accelerator, range(run.step, run.config.steps)
+    pin = accelerator.device.type == "cuda"
+    return batches(run.splits["train"], steps, accelerator.process_index, accelerator.num_processes, pin=pin)
+
+
 def _backward(run: Run, batch: Batch) -> Tensor:
     """Leaves the gradient of the mean loss of the global batch on every process; the loss of each sample, (batch,)."""
-    count = len(batch.rows)
-    parts = list(batch.split(run.config.data.micro_batch or count))
+    count = len(batch)
+    parts = list(batch.split(run.splits["train"].micro_batch(run.step) or count))
     done: list[Tensor] = []
     for number, part in enumerate(parts, 1):
         # Processes exchange the gradient once, when it is whole.
         with contextlib.nullcontext() if number == len(parts) else run.accelerator.no_sync(run.module):
-            losses = _losses(run, run.module, part, "train")
-            run.accelerator.backward(run.scaler.scale(losses.mean() * (len(part.rows) / count)))
+            losses = _losses(run, run.module, part)
+            run.accelerator.backward(run.scaler.scale(losses.mean() * (len(part) / count)))
         done.append(losses.detach())
     return torch.cat(done)
 
 
-def _losses(run: Run, module: nn.Module, batch: Batch, split: str) -> Tensor:
+def _losses(run: Run, module: nn.Module, batch: Batch) -> Tensor:
     """The loss of each sample, (batch,)."""
-    captions = None
-    if batch.captions is not None:
-        captions = tuple(part.to(batch.captions.device)[batch.captions] for part in run.captions[split])
 
     def predict(x_t: Tensor, timesteps: Tensor) -> Tensor:
         with _autocast(run):
-            return module(x_t, timesteps, batch.labels, captions)
+            return module(x_t, timesteps, batch.labels, batch.text)
 
-    return run.process.loss(predict, batch.latents, batch.noise, batch.times).per_sample
+    return run.process.loss(predict, batch.latents, batch.noise, batch.times, batch.given).per_sample
 
 
 def _autocast(run: Run) -> contextlib.AbstractContextManager[None]:
@@ -161,13 +165,13 @@ def _count_bad(run: Run, batch: Batch, losses: Tensor) -> None:
     run.bad_steps += 1
     if run.bad_steps < run.config.stop_after_bad_steps:
         return
-    rows = [row for row, loss in zip(batch.rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
-    rows = gather_object(rows) or gather_object(batch.rows)
-    clips = ", ".join(run.store.row(row)["id"] for row in rows[:8])
+    places = [place for place, loss in zip(batch.places, losses.tolist(), strict=True) if not math.isfinite(loss)]
+    places = gather_object(places) or gather_object(batch.places)
+    clips = ", ".join(run.sources.row(place)["id"] for place in places[:8])
     raise Stopped(
         "no finite loss or gradient",
         where=f"{run.folder}, step {run.step}",
-        got=f"{run.bad_steps} such steps in a row, the last on clips {clips}{' ...' * (len(rows) > 8)}",
+        got=f"{run.bad_steps} such steps in a row, the last on clips {clips}{' ...' * (len(places) > 8)}",
         fix="lower the learning rate, look at these clips, or set precision=float32",
     )
 
@@ -178,7 +182,8 @@ def _meter(run: Run) -> Meter:
     if device.type == "cuda":
         peak = device_peak(torch.cuda.get_device_name(device), "fp16" if run.scaler.is_enabled() else precision)
     network = run.trainee.transformer.config
-    text_tokens = run.captions["train"][1].shape[1] if network.text_token_dim else 0
+    texts = run.splits["train"].texts
+    text_tokens = texts.tokens if texts is not None and network.text_token_dim else 0
     return Meter(network, peak, time.perf_counter, text_tokens)
 
 
@@ -209,12 +214,11 @@ def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float) -> N
 def _held_out_loss(run: Run) -> float:
     """Loss of the averaged weights on the validation split, at the same noise and times each time it is measured."""
     data = run.splits["validation"]
-    size, count = run.config.data.batch_size, min(run.config.validation_clips, len(data.rows))
     losses = []
     with run.ema.in_place_of_weights(run.trainee):
         run.trainee.eval()
-        for step, first in enumerate(range(0, count, size)):
-            batch = data.batch(step, range(min(size, count - first))).to(run.accelerator.device)
-            losses.append(_losses(run, run.trainee, batch, "validation"))
+        for part in data.held_out(run.config.validation_clips, run.config.data.batch_size):
+            batch = data.held_out_batch(part, range(part.count)).to(run.accelerator.device)
+            losses.append(_losses(run, run.trainee, batch))
         run.trainee.train()
     return torch.cat(losses).mean().item()

@@ -3,12 +3,12 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
@@ -29,9 +29,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     # Without `cpu`, accelerate takes each process for one of its own where there is no accelerator.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    # One-frame steps pass by some weights; DDP would wait for their gradients.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.data.image_share > 0)
-    accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision), cpu=cpu, kwargs_handlers=[ddp])
+    accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision), cpu=cpu)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != count:
         raise Refused("the launcher's processes do not find each other", got=accelerator.num_processes, expected=count)
@@ -40,13 +38,19 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             "float16 needs a CUDA device", got=f"precision=float16 on {accelerator.device.type}",
             fix="set precision=auto, which is bfloat16 or float32",
         )  # fmt: skip
-    if config.data.batch_size % count:
-        raise Refused(
-            "the batch does not divide over the processes",
-            got=f"data.batch_size {config.data.batch_size} on {count} processes",
-            expected="a multiple of the number of processes",
-        )
+    check_batches([config.data.batch_size], count)
     return accelerator
+
+
+def check_batches(batch_sizes: Iterable[int], processes: int) -> None:
+    """Refused where the batch of some shape of clips does not divide over the processes."""
+    for size in batch_sizes:
+        if size % processes:
+            raise Refused(
+                "the batch does not divide over the processes", got=f"{size} clips on {processes} processes",
+                expected="a multiple of the number of processes",
+                fix="set data.batch_size to one, and with data.batch_by=cost data.batch_multiple too",
+            )  # fmt: skip
 
 
 def can_float16(device: torch.device) -> bool:

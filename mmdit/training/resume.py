@@ -86,7 +86,7 @@ def _state(run: Run) -> dict[str, Any]:
         "scaler": run.scaler.state_dict(),
         "window": run.window,
         **describe_process(run.process),
-        "latent_shape": list(run.store.latent_shape),
+        "latent_shape": list(run.pool.latent),
         **run.data,
     }
 
@@ -116,7 +116,7 @@ def resume(run: Run, *, fallback: bool = False, accept_data: bool = False) -> No
             _set_aside_after(run.folder, path)
             remove_old(run.folder, run.config)  # a crash may have come between saving and this
     elif run.config.init_from is not None:
-        report = init_from(run.trainee, run.config, run.store, run.text_fingerprint)
+        report = init_from(run.trainee, run.config, run.sources.labels, run.text_fingerprint)
         for number in range(len(run.ema.decays)):
             run.ema.load(run.trainee.state_dict(), number)
         if run.accelerator.is_main_process:

@@ -18,7 +18,9 @@ log = logging.getLogger("mmdit.training")
 MUST_MATCH = {
     "seed", "steps", "precision", "ema_decay",
     "data.split", "data.batch_size", "data.image_share",
-    "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.text", "conditions.text.encoder",
+    "data.sources", "data.sources.share", "data.batch_by", "data.batch_multiple",
+    "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.given_frames",
+    "conditions.text", "conditions.text.encoder",
     "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
     "model.preset", "model.depth", "model.hidden_size", "model.num_heads", "model.patch_size", "model.mlp_ratio",
     "model.layout", "model.positions", "model.norm", "model.mlp", "model.qk_norm",
@@ -33,11 +35,11 @@ MUST_MATCH = {
 MAY_CHANGE = {
     "log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_checkpoints", "keep_best",
     "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
-    "model.checkpointing",
+    "model.checkpointing", "data.repeat", "data.workers",
     "compile", "ema_device",
 }  # fmt: skip
 # A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
-IGNORED = {"data.store", "init_from", "init_weights"}
+IGNORED = {"data.store", "data.sources.store", "init_from", "init_weights"}
 
 
 def check_same_recipe(config: RunConfig, folder: Path) -> None:
@@ -78,10 +80,22 @@ def _check_format(checkpoint: Path) -> None:
             raise
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every leaf that differs."""
-    for key in old:
-        if isinstance(old[key], dict) and isinstance(new[key], dict):
-            yield from differences(old[key], new[key], f"{prefix}{key}.")
-        elif old[key] != new[key]:
-            yield prefix + key, old[key], new[key]
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every leaf that differs; the tables of a list have the list's key."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for name in old:
+            yield from differences(old[name], new[name], f"{key}.{name}" if key else name)
+    elif (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and len(old) == len(new)
+        and all(isinstance(part, dict) for part in old)
+    ):
+        for was, now in zip(old, new, strict=True):
+            yield from differences(was, now, key)
+    elif old != new:
+        yield key, old, new
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)

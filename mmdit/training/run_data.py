@@ -12,8 +12,8 @@ import pyarrow.parquet
 
 from mmdit import files
 from mmdit.errors import Refused
-from mmdit.latents.store import LatentStore
 from mmdit.training.run import Run
+from mmdit.training.sources import Pool, Sources
 
 log = logging.getLogger("mmdit.training")
 
@@ -25,10 +25,10 @@ def data_state(run: Run) -> dict[str, Any]:
     """What state.json keeps of the data, to be `run.data`; `check_data` compares it."""
     text = run.config.conditions.text
     return {
-        "codec": run.store.meta["codec"],
-        "clip": run.store.clip,
-        "rows": write_rows(run.folder, run.store, run.splits["train"].rows),
-        "label_names": run.store.labels if run.config.conditions.labels else [],
+        "codec": run.sources.codec,
+        "clip": run.sources.clip(run.pool),
+        "rows": write_rows(run.folder, run.sources, run.splits["train"].pools),
+        "label_names": run.sources.labels if run.config.conditions.labels else [],
         "text_encoder": None if text is None else text.encoder,
         "text_encoder_fingerprint": run.text_fingerprint,
     }
@@ -41,7 +41,7 @@ def check_data(run: Run, state: dict[str, Any], *, accept: bool = False) -> None
         accept: other rows of the same labels, codec and kind of clip are taken, and logged.
     """
     now = run.data
-    where = run.config.data.store
+    where = run.sources.where
     _check_equal("the codec's fingerprint", state["codec"]["fingerprint"], now["codec"]["fingerprint"], where)
     _check_equal("the kind of clip", state["clip"], now["clip"], where)
     _check_equal("the label names", state["label_names"], now["label_names"], where)
@@ -71,9 +71,20 @@ def rows_path(run_folder: Path, digest: str) -> Path:
     return run_folder / "rows" / f"{digest}.parquet"
 
 
-def write_rows(run_folder: Path, store: LatentStore, rows: range) -> str:
-    """Keeps id, caption and label of the rows in the run folder; returns the first 16 digits of their sha256."""
-    columns = {name: store.column(name, rows.start, len(rows)).cast(pyarrow.string()) for name in COLUMNS}
+def write_rows(run_folder: Path, sources: Sources, pools: list[Pool]) -> str:
+    """Keeps id, caption and label of the clips in the run folder; returns the first 16 digits of their sha256."""
+    columns = {
+        name: pyarrow.chunked_array(
+            [
+                chunk
+                for pool in pools
+                for chunk in sources.stores[pool.source].column(name, pool.group.first, pool.group.count)
+                .cast(pyarrow.string()).chunks
+            ],
+            pyarrow.string(),
+        )
+        for name in COLUMNS
+    }  # fmt: skip
     sha256 = hashlib.sha256()
     for row in zip(*(column.to_pylist() for column in columns.values()), strict=True):
         sha256.update(json.dumps(row).encode() + b"\n")

@@ -49,12 +49,12 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
     plain = loop._losses
     kept: list[Any] = []
 
-    def losses(run: Any, module: Any, batch: Any, split: str) -> torch.Tensor:
-        values = plain(run, module, batch, split)
-        if split == "train":
+    def losses(run: Any, module: Any, batch: Any) -> torch.Tensor:
+        values = plain(run, module, batch)
+        if torch.is_grad_enabled():
             kept[:] = [run]
             if run.accelerator.process_index == 1 and run.step in bad_steps:
-                (folder.parent / "bad_clips.txt").write_text(run.store.row(batch.rows[0])["id"])
+                (folder.parent / "bad_clips.txt").write_text(run.sources.row(batch.places[0])["id"])
                 nan = torch.tensor([float("nan"), *[1.0] * (len(values) - 1)])
                 return values * nan if gradient else values + nan
         return values

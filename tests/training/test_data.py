@@ -8,17 +8,24 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mmdit.diffusion import RectifiedFlow
 from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.training.data import TrainingData
+from mmdit.training.sources import Sources
+from mmdit.training.texts import TextTable
+
+
+def with_numbers(data: TrainingData) -> TrainingData:
+    """The text of a batch is then the numbers of its captions."""
+    data.texts = TextTable((torch.arange(len(data.captions)),))
+    return data
 
 
 @pytest.fixture
 def data(recipe: Any) -> Any:
     def make(**changes: Any) -> TrainingData:
         config = recipe(**changes)
-        return TrainingData(LatentStore.open(config.data.store), "train", config, RectifiedFlow())
+        return with_numbers(TrainingData(Sources.open(config.data), "train", config))
 
     return make
 
@@ -26,16 +33,18 @@ def data(recipe: Any) -> Any:
 def test_a_share_of_a_batch_is_that_part_of_the_whole(data: Any) -> None:
     samples = data()
     whole, part = samples.batch(5, range(4)), samples.batch(5, range(2, 4))
-    for name in ("latents", "noise", "times", "labels", "captions"):
+    for name in ("latents", "noise", "times", "labels"):
         assert torch.equal(getattr(whole, name)[2:], getattr(part, name))
-    assert whole.rows[2:] == part.rows
+    assert whole.text is not None and part.text is not None
+    assert torch.equal(whole.text[0][2:], part.text[0])
+    assert whole.places[2:] == part.places
 
 
 def test_every_epoch_has_every_clip_once_in_its_own_order(data: Any) -> None:
     samples = data()
-    count, size = len(samples.rows), samples.config.data.batch_size
-    rows = [row for step in range(2 * count // size) for row in samples.batch(step, range(size)).rows]
-    assert sorted(rows[:count]) == sorted(samples.rows)
+    count, size = len(samples), samples.config.data.batch_size
+    rows = [place for step in range(2 * count // size) for place in samples.batch(step, range(size)).places]
+    assert sorted(rows[:count]) == [(0, row) for row in samples.pools[0].group.rows]
     first, second = rows[:count], rows[count : 2 * count // size * size]
     assert len(set(second)) == len(second)
     assert second != first[: len(second)]
@@ -51,17 +60,16 @@ def test_clips_without_what_is_conditioned_on_are_refused(recipe: Any, tmp_path:
     table = table.set_column(table.column_names.index(column), column, pyarrow.array(values))
     pyarrow.parquet.write_table(table, tmp_path / "store" / "index.parquet")
     with pytest.raises(Refused, match=rf"clips without a {column}.*got 2 of \d+, the first is .*mp4.*without {what}"):
-        TrainingData(LatentStore.open(tmp_path / "store"), "train", config, RectifiedFlow())
+        TrainingData(Sources([LatentStore.open(tmp_path / "store")], [None]), "train", config)
 
 
 def test_labels_and_captions_are_those_of_the_rows(data: Any) -> None:
     samples = data(conditions={"labels": True, "text": {}, "drop_label": 0.0, "drop_text": 0.0})
-    assert isinstance(samples.rows, range)
     batch = samples.batch(2, range(4))
-    for slot, row in enumerate(batch.rows):
-        known = samples.store.row(row)
-        assert samples.store.labels[batch.labels[slot]] == known["label"]
-        assert samples.captions[batch.captions[slot]] == known["caption"]
+    for slot, place in enumerate(batch.places):
+        known = samples.sources.row(place)
+        assert samples.sources.labels[batch.labels[slot]] == known["label"]
+        assert samples.captions[batch.text[0][slot]] == known["caption"]
 
 
 def test_seed_and_step_and_slot_decide(data: Any) -> None:
@@ -75,7 +83,7 @@ def test_conditions_are_dropped_as_often_as_asked(data: Any) -> None:
     samples = data(conditions={"labels": True, "text": {}, "drop_label": 0.6, "drop_text": 0.1})
     batches = [samples.batch(step, range(4)) for step in range(200)]
     labels = torch.cat([batch.labels for batch in batches])
-    captions = torch.cat([batch.captions for batch in batches])
+    captions = torch.cat([batch.text[0] for batch in batches])
     assert (labels == 5).float().mean().item() == pytest.approx(0.6, abs=0.06)
     assert (captions == 0).float().mean().item() == pytest.approx(0.1, abs=0.04)
     assert labels.max() == 5
@@ -92,7 +100,7 @@ def test_some_steps_are_of_single_frames(data: Any) -> None:
 def test_latents_are_drawn_anew_from_mean_and_deviation(data: Any) -> None:
     samples = data(data__image_share=0.0)
     batch = samples.batch(0, range(2))
-    mean, std = (x.float() for x in samples.store.latent(batch.rows[0]))
+    mean, std = (x.float() for x in samples.sources.stores[0].latent(batch.places[0][1]))
     drawn = (batch.latents[0] - mean) / std
     assert drawn.std().item() == pytest.approx(1.0, abs=0.15)
 

@@ -25,6 +25,7 @@ CHANGES: dict[str, Any] = {
     "data__validation_split": "train",
     "data__batch_size": 3,
     "data__image_share": 0.9,
+    "conditions__given_frames": {"first": 1.0},
     "conditions__labels": False,
     "conditions__text": None,
     "conditions__drop_label": 0.9,
@@ -56,10 +57,11 @@ ELSEWHERE: dict[str, type[BaseModel]] = {
     "optimizer": OptimizerConfig,
 }
 # What other tests see: test_build.py; test_loop.py; test_micro.py and others, where nothing but time or room changes;
-# test_retention.py; test_init_from.py.
+# test_retention.py; test_init_from.py; test_sources.py and test_loader.py.
 NOT_HERE = {
     "model", "flow", "diffusion", "stop_after_bad_steps", "data__micro_batch", "compile", "ema_device", "keep_best",
     "keep_every", "init_from", "init_weights",
+    "data__batch_by", "data__batch_multiple", "data__repeat", "data__workers", "data__sources",
 }  # fmt: skip
 
 

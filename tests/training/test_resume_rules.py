@@ -21,14 +21,19 @@ from mmdit.training.loop import train
 from mmdit.training.resume_rules import IGNORED, MAY_CHANGE, MUST_MATCH
 
 
+def tables(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for part in get_args(annotation) for table in tables(part)]
+
+
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key; a table that may also be null counts itself too."""
+    """Every dotted key; a table that may also be null, and a list of tables, counts itself too."""
     for name, field in kind.model_fields.items():
-        options = (field.annotation, *get_args(field.annotation))
-        tables = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not tables or len(options) > 1:
+        found = tables(field.annotation)
+        if field.annotation not in found:
             yield prefix + name
-        for table in tables:
+        for table in found:
             yield from keys(table, f"{prefix}{name}.")
 
 
@@ -43,7 +48,7 @@ CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
     "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
     "model__attention_backend": "math", "data__micro_batch": 2, "compile": True, "ema_device": "cpu",
-    "model__checkpointing": 1,
+    "model__checkpointing": 1, "data__repeat": True, "data__workers": 1,
 }  # fmt: skip
 
 
