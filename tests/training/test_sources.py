@@ -128,7 +128,9 @@ def test_labels_keep_their_meaning_in_every_source(shapes: Path, mixed: Any) -> 
 def test_stores_of_unlike_codecs_are_refused(shapes: Path, tmp_path: Path) -> None:
     encode(shapes / "stills", tmp_path / "other", tiny.make_codec(seed=1), frames=1, size=(32, 32), psnr_every=0)
     stores = [LatentStore.open(folder) for folder in (shapes / "clips", tmp_path / "other")]
-    with pytest.raises(Refused, match=r"unlike codecs, in .*other, got .*[0-9a-f]{16}, expected .*[0-9a-f]{16}, as in .*clips"):
+    with pytest.raises(
+        Refused, match=r"unlike codecs, in .*other, got .*[0-9a-f]{16}, expected .*[0-9a-f]{16}, as in .*clips"
+    ):
         Sources(stores, [None, None])
 
 
