@@ -24,7 +24,8 @@ def run_samples(run_folder: Path) -> dict[str, Any] | None:
         for path in (run_folder / "samples").glob("step-*")
         if path.name.removeprefix("step-").isdecimal()
     )
-    steps, room = [], BYTES
+    steps: list[dict[str, Any]] = []
+    room = BYTES
     for number, (step, path) in enumerate([*found[-1:], *reversed(_spread(found[:-1], EARLIER_STEPS))]):
         entries = _entries(path)
         cards, room = _cards(path, entries[: EARLIER if number else LATEST], room)

@@ -192,7 +192,7 @@ def test_pictures_are_embedded_and_files_elsewhere_are_not(run: Path) -> None:
     (made / "samples.json").write_text(json.dumps([*entries, "no table", {"prompt": "no file"}]))
     page = page_of(run)
     assert page.counts["img"] == 1
-    assert "Drawn at step 80 : 1 of 5" in page.text
+    assert "Drawn at step 80: 1 of 5" in page.text
 
 
 def test_without_samples_json_the_files_are_shown(run: Path) -> None:
