@@ -9,6 +9,7 @@ from typing import Any
 
 from mmdit.report.plots import Line, smooth
 
+DOTS = 60  # more points of a curve run into each other
 WHOLE = 4_000_000  # bytes of a log of which every line is read, some 12 000 lines
 
 Row = Mapping[str, Any]
@@ -76,7 +77,8 @@ def with_mean(points: list[tuple[float, float]], colour: str, names: tuple[str, 
 def loss_lines(rows: Iterable[Row]) -> list[Line]:
     """The training loss as it was logged (pale) and its running mean, and the held-out loss."""
     rows = list(rows)
+    held_out = series(rows, "val_loss")
     return [
         *with_mean(series(rows, "loss"), "var(--teal)", ("as logged", "training")),
-        Line("held-out clips", series(rows, "val_loss"), "var(--accent)", "dots"),
+        Line("held-out clips", held_out, "var(--accent)", "dots" if len(held_out) <= DOTS else "line"),
     ]

@@ -46,7 +46,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick label: 1,500 · 0.25 · 3."""
+    """A tick label: 1,500 · 0.25 · 3 · 2e+09."""
+    if abs(value) >= 1e7:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if value == round(value) else f"{value:.10g}"
 
 

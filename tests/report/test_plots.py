@@ -26,7 +26,9 @@ def test_ticks_of_a_single_value() -> None:
     assert len(ticks(3.0, 3.0)) >= 2
 
 
-@pytest.mark.parametrize(("value", "text"), [(1500, "1,500"), (0.25, "0.25"), (3.0, "3"), (-0.5, "-0.5")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1500, "1,500"), (0.25, "0.25"), (3.0, "3"), (-0.5, "-0.5"), (2e9, "2e+09")]
+)
 def test_tick_labels(value: float, text: str) -> None:
     assert number(value) == text
 

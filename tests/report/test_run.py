@@ -127,7 +127,9 @@ def test_an_empty_folder_has_a_page_and_no_folder_is_refused(tmp_path: Path) -> 
 
 def test_a_torn_line_is_left_out_and_a_damaged_one_is_told(run: Path) -> None:
     write_log(run, line(2), line(4), torn='{"step": 6, "lo')
-    assert "Step 4 of 200" in page_of(run).text
+    text = page_of(run).text
+    assert "Step 4 of 200" in text
+    assert "cannot be read" not in text
     (run / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n{oops\n[1]\n{"step": 6, "loss": 1}\n')
     text = page_of(run).text
     assert "2 lines of metrics.jsonl cannot be read" in text
@@ -217,7 +219,7 @@ def test_samples_are_bounded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_long_log_is_thinned_and_keeps_its_spikes_and_its_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [line(step, loss=100.0 if step == 3333 else 1.0) for step in range(1, 10_001)]
+    rows = [line(step, loss=100.0 if step == 3333 else 1.0) for step in range(1, 10_002)]
     write_log(run, *rows)
     page = page_of(run)
     assert len(page.html) < 400_000
@@ -227,8 +229,8 @@ def test_a_long_log_is_thinned_and_keeps_its_spikes_and_its_end(run: Path, monke
     monkeypatch.setattr(logs, "WHOLE", 100_000)
     log = logs.read_log(run / "metrics.jsonl")
     assert len(log.rows) < 1000
-    assert log.rows[-1]["step"] == 10_000
-    assert [row["step"] for row in log.rows if "val_loss" in row] == list(range(20, 10_001, 20))
+    assert log.rows[-1]["step"] == 10_001
+    assert [row["step"] for row in log.rows if "val_loss" in row] == list(range(20, 10_002, 20))
 
 
 def test_a_page_that_cannot_be_written_leaves_the_one_before(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
