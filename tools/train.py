@@ -45,6 +45,7 @@ def main(
     if show:
         print(dump_config(recipe), end="")
         return
+    from mmdit.report.run import write_report
     from mmdit.tools.progress import progress_line
     from mmdit.training.loop import train
 
@@ -56,6 +57,7 @@ def main(
             folder,
             fallback=fallback,
             accept_data=accept_data,
+            report=write_report,
             progress=lambda step, steps, now: advance(
                 step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
             ),
@@ -63,6 +65,7 @@ def main(
     if not main_one:
         return
     print(f"trained: {checkpoint}")
+    print(f"report: {folder / 'report.html'}")
     print(f'next: mmdit generate {folder} --prompt "..." --out clip.mp4')
 
 

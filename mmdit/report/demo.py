@@ -1,21 +1,18 @@
 """The page that `mmdit demo` ends with: one HTML file that plays the clips and shows every figure."""
 
-import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from mmdit import files
 from mmdit.errors import Refused
-from mmdit.report.plots import Line, line_chart, smooth
+from mmdit.report.log import loss_lines, read_log
+from mmdit.report.page import TYPES, data_uri, environment
+from mmdit.report.plots import line_chart
 
 FORMAT = 1
 SHOWN = 24  # clips of one kind on the page; all of them are beside it in the folder
-TYPES = {".mp4": "video/mp4", ".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".jpg": "image/jpeg"}
 TITLES = {"trained": "Combinations it has seen", "held-out": "Combinations it has never seen"}
 SOURCES = {"real": "real", "reconstructed": "through the codec", "generated": "generated"}
 STEPS = {
@@ -45,19 +42,6 @@ def write_demo_report(demo_folder: str | Path) -> Path:
     path = folder / "report.html"
     files.write_text(path, page)
     return path
-
-
-def environment() -> Environment:
-    """What renders the pages: the templates beside this module, and their filters."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": percent, "seconds": seconds, "quantity": quantity, "sentence": sentence}
-    return made
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -104,12 +88,11 @@ def _uri(folder: Path, name: str) -> str:
     if not path.resolve().is_relative_to(folder.resolve()) or path.suffix not in TYPES:
         raise Refused("the summary names a file that is no clip of the demo", where=folder / "summary.json", got=name)
     try:
-        data = path.read_bytes()
+        return data_uri(path)
     except OSError as error:
         raise Refused(
             "a file that the summary names cannot be read", where=path, got=error.strerror, fix="run mmdit demo again"
         ) from error
-    return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _ordered(values: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, Any]]:
@@ -203,65 +186,10 @@ def _timings(timings: Mapping[str, float]) -> dict[str, Any]:
 def _loss_chart(path: Path) -> str:
     """The training loss (each step pale, its running mean bold) and the held-out loss over the steps, as SVG."""
     try:
-        text = path.read_text(encoding="utf-8")
+        log = read_log(path)
     except OSError as error:
         raise Refused("no training log to report on", where=path, got=error.strerror) from error
-    rows = []
-    for line in text.split("\n")[:-1]:  # what follows the last line break is a line that a dying process tore
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise Refused(
-                "the training log is damaged", where=path, got=f"{line[:40]!r} in row {len(rows) + 1}"
-            ) from error
-    losses = [(row["step"], row["loss"]) for row in rows if _finite(row.get("loss"))]
-    held_out = [(row["step"], row["val_loss"]) for row in rows if _finite(row.get("val_loss"))]
-    lines = [
-        Line("each step", losses, "var(--teal)", "faint"),
-        Line("training", smooth(losses, max(1, len(losses) // 60)), "var(--teal)"),
-        Line("held-out clips", held_out, "var(--accent)", "dots"),
-    ]
-    return line_chart(lines, x_title="step", y_title="loss")
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def percent(share: float) -> str:
-    """A share as 100 %, 99.2 % or 7.1 %."""
-    value = 100 * share
-    # 99.96 % must not be shown as 100 %, nor 0.04 % as 0 %.
-    if 0 < share < 1:
-        value = min(99.9, max(0.1, value))
-    return f"{value:.0f} %" if share in (0, 1) else f"{value:.1f} %"
-
-
-def seconds(value: float) -> str:
-    """A span of time as 0.4 s, 31 s, 4 min 40 s or 2 h 5 min."""
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def quantity(figure: Mapping[str, Any]) -> str:
-    """A figure of the summary with its unit."""
-    value, unit = figure["value"], figure.get("unit") or ""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    if unit == "share":
-        return percent(value)
-    if unit in ("s", "seconds"):
-        return seconds(value)
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{text} {unit}".strip()
-
-
-def sentence(text: str) -> str:
-    """The text with a capital letter at its beginning."""
-    return text[:1].upper() + text[1:]
+    if log.damaged:
+        number, line = log.damaged[0]
+        raise Refused("the training log is damaged", where=path, got=f"{line!r} in row {number}")
+    return line_chart(loss_lines(log.rows), x_title="step", y_title="loss")

@@ -17,7 +17,7 @@ from mmdit.latents.facts import read_facts, where_of
 from mmdit.latents.fidelity import psnr
 from mmdit.latents.store import LatentStore
 from mmdit.latents.verify import check_codec
-from mmdit.report.demo import environment
+from mmdit.report.page import environment
 
 MOST_LABELS = 12
 

@@ -20,6 +20,7 @@ from mmdit.training.loader import batches
 from mmdit.training.meter import Meter, device_peak
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
+from mmdit.training.reporting import Report, report_kept
 from mmdit.training.resume import resume, save
 from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
@@ -35,6 +36,7 @@ def train(
     progress: Progress | None = None,
     fallback: bool = False,
     accept_data: bool = False,
+    report: Report | None = None,
 ) -> Path:
     """Trains until `config.steps`, or goes on from the newest checkpoint in `folder`; returns the last checkpoint.
 
@@ -43,13 +45,20 @@ def train(
     Args:
         fallback: when the newest checkpoint is damaged, go on from the newest one that is not.
         accept_data: go on although the store's rows have changed.
+        report: called with the folder on the main process at each validation, and at the end, also of a run that is
+            stopped. Its failure is a line of the log.
 
     Raises:
         Refused: the store, the folder or the processes do not fit the recipe; found before any step.
         Stopped: asked to stop (SIGTERM), or no finite loss for a while; the last checkpoint is whole.
     """
     accelerator = make_accelerator(config)
-    with hold_together(folder, accelerator), until_sigterm() as stop_wanted:
+    report = report if accelerator.is_main_process else None
+    with (
+        hold_together(folder, accelerator),
+        until_sigterm() as stop_wanted,
+        report_kept(report, config, folder) as keep_report,
+    ):
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
         resume(run, fallback=fallback, accept_data=accept_data)
@@ -87,6 +96,7 @@ def train(
             stop = on_any(accelerator, stop_wanted())
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stop:
                 save(run)
+            keep_report(run.step)
             if stop and run.step < config.steps:
                 raise Stopped(
                     "training was asked to stop",
