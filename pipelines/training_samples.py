@@ -54,7 +54,8 @@ class TrainingPipeline(ClipPipeline):
         if self.said is None:
             return super()._read_prompts(prompts, batch_size)
         device = self._execution_device
-        return {prompt: TextFeatures(*(part.to(device) for part in self.said[prompt])) for prompt in ["", *prompts]}
+        said = {prompt: self.said[prompt] for prompt in ["", *prompts]}
+        return {name: TextFeatures(*(x.to(device) for x in (of.pooled, of.tokens, of.mask))) for name, of in said.items()}
 
 
 def prepare_samples(run: Run) -> Callable[[Callable[[], bool]], dict[str, np.ndarray]]:
@@ -135,9 +136,10 @@ def _of_clips(run: Run, count: int) -> list[Condition]:
 
 def _read_once(encoder: str, prompts: list[str]) -> dict[str, TextFeatures]:
     with quiet(), torch.no_grad():
-        frozen, unlike = load_text_encoder(encoder), list(dict.fromkeys(["", *prompts]))
-        rows = [frozen.encode([prompt]) for prompt in unlike]
-    return {prompt: TextFeatures(*(part[0] for part in row)) for prompt, row in zip(unlike, rows, strict=True)}
+        unlike = list(dict.fromkeys(["", *prompts]))
+        said = load_text_encoder(encoder).encode(unlike)
+    rows = zip(unlike, said.pooled, said.tokens, said.mask, strict=True)
+    return {prompt: TextFeatures(*parts) for prompt, *parts in rows}
 
 
 def _make_all(
