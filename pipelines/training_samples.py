@@ -1,14 +1,13 @@
 """Clips sampled from the averaged weights while a network is trained, as files in its run folder.
 
-    RUN/samples/step-NNNNNNN/NN.mp4, or NN.png for clips of one frame
-    RUN/samples/step-NNNNNNN/samples.json    a list of {"file", "prompt", "label", "seed"}
+RUN/samples/step-NNNNNNN/NN.mp4, or NN.png for clips of one frame
+RUN/samples/step-NNNNNNN/samples.json    a list of {"file", "prompt", "label", "seed"}
 """
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,9 @@ class TrainingPipeline(ClipPipeline):
             return super()._read_prompts(prompts, batch_size)
         device = self._execution_device
         said = {prompt: self.said[prompt] for prompt in ["", *prompts]}
-        return {name: TextFeatures(*(x.to(device) for x in (of.pooled, of.tokens, of.mask))) for name, of in said.items()}
+        return {
+            name: TextFeatures(*(x.to(device) for x in (of.pooled, of.tokens, of.mask))) for name, of in said.items()
+        }
 
 
 def prepare_samples(run: Run) -> Callable[[Callable[[], bool]], dict[str, np.ndarray]]:
@@ -117,20 +118,25 @@ def _wanted(run: Run, asked: SampleConfig, pipeline: ClipPipeline) -> list[Wante
     named = max(len(prompts or ()), len(labels or ()))
     count = asked.count or named or FEW
     if named:
-        in_turn = [list(itertools.islice(itertools.cycle(each), count)) if each else None for each in (prompts, labels)]
-        conditions = pair_conditions(*in_turn, labels=pipeline.labels, has_text=pipeline.has_text)
+        conditions = pair_conditions(
+            _in_turn(prompts, count), _in_turn(labels, count), labels=pipeline.labels, has_text=pipeline.has_text
+        )
     else:
         conditions = _of_clips(run, count)
     return [Wanted(c, seed_at(run.config.seed, "samples", number) % 2**31) for number, c in enumerate(conditions)]
+
+
+def _in_turn(values: Iterable[Any] | None, count: int) -> list[Any] | None:
+    return None if values is None else list(itertools.islice(itertools.cycle(values), count))
 
 
 def _of_clips(run: Run, count: int) -> list[Condition]:
     """Captions and labels of the first validation clips, or training clips where there are none, in turn."""
     data = whole_clips(run.splits.get("validation", run.splits["train"]))
     batch = data.batch(0, range(min(count, len(data.rows), run.config.data.batch_size)))
-    rows = range(len(batch.rows))
-    prompts = [data.captions[caption] for caption in batch.captions] if batch.captions is not None else ["" for _ in rows]
-    labels = batch.labels.tolist() if batch.labels is not None else [None for _ in rows]
+    captions = [0] * len(batch.rows) if batch.captions is None else batch.captions.tolist()  # 0: the empty prompt
+    labels = [None] * len(batch.rows) if batch.labels is None else batch.labels.tolist()
+    prompts = [data.captions[caption] for caption in captions]
     return list(itertools.islice(itertools.cycle(map(Condition, prompts, labels)), count))
 
 

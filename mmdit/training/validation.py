@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,10 @@ from mmdit.training.run import Run
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 Losses = Callable[[Batch], Tensor]
-Measured = dict[str, float | dict[str, float | None]]
 
 
 @torch.no_grad()
-def held_out(run: Run, losses: Losses) -> Measured:
+def held_out(run: Run, losses: Losses) -> dict[str, Any]:
     """The keys that a line of metrics.jsonl has at a validation; none where the store has no such split.
 
     `val_loss` is the loss as it is trained: times, dropped conditions and single frames as the recipe draws them.
@@ -53,7 +53,7 @@ def held_out(run: Run, losses: Losses) -> Measured:
         run.trainee.train()
     found, labels = run.accelerator.reduce(found), run.accelerator.reduce(labels)
     by_level = {str(level): _finite(each.mean()) for level, each in zip(LEVELS, found[1:], strict=True)}
-    measured: Measured = {"val_loss": found[0].mean().item(), "val_noise": by_level}
+    measured: dict[str, Any] = {"val_loss": found[0].mean().item(), "val_noise": by_level}
     if data.labels is not None:
         of_clips = found[1:].mean(0)
         measured["val_labels"] = {

@@ -22,7 +22,7 @@ def events(run: Path) -> EventAccumulator:
     return read.Reload()
 
 
-def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+def scalars(run: Path, name: str) -> list[tuple[int, Any]]:
     return [(event.step, event.value) for event in events(run).Scalars(name)]
 
 

@@ -15,11 +15,13 @@ from mmdit.training.meter import TIMED
 from mmdit.training.processes import make_accelerator
 from mmdit.training.run import Run, begin_run
 
+EVERYTHING: dict[str, Any] = {"data__validation_split": "train", "data__image_share": 0.9}
+
 
 @pytest.fixture(scope="module")
 def begun(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """With averages unlike the weights, and neither of them at their zero start."""
-    config = recipe(validation_clips=7, conditions__drop_label=0.5, data__validation_split="train")
+    config = recipe(validation_clips=7, conditions__drop_label=0.5, **EVERYTHING)
     run = begin_run(config, tmp_path_factory.mktemp("run"), make_accelerator(config))
     random = torch.Generator().manual_seed(0)
     for weight in run.trainee.parameters():
@@ -68,14 +70,16 @@ def test_the_means_are_those_of_the_clips(begun: Run) -> None:
     rows = {row: number for number, row in enumerate(begun.splits["validation"].rows)}
 
     def losses(batch: Any) -> torch.Tensor:
-        return torch.tensor([rows[row] + 1000 * time for row, time in zip(batch.rows, batch.times.tolist())])
+        return torch.tensor(
+            [rows[row] + 1000 * time for row, time in zip(batch.rows, batch.times.tolist(), strict=True)]
+        )
 
     measured = validation.held_out(begun, losses)
     whole = validation.whole_clips(begun.splits["validation"])
     count = min(7, len(rows))
     batches = [whole.batch(step, range(min(4, count - 4 * step))) for step in range((count + 3) // 4)]
     clips = torch.cat([torch.tensor([float(rows[row]) for row in batch.rows]) for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
     for level in validation.LEVELS:
         assert measured["val_noise"][str(level)] == pytest.approx(clips.mean().item() + 1000 * level)
     names = [begun.store.labels[label] for label in labels.unique().tolist()]
@@ -102,9 +106,7 @@ def test_measuring_leaves_everything_as_it_was(begun: Run) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_shares_of_all_processes_make_up_the_whole(
-    begun: Run, processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shares_of_all_processes_make_up_the_whole(begun: Run, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process makes as many forward passes, of as many clips, and what they found adds up to the same."""
     whole = validation.held_out(begun, losses_of(begun))
     parts: list[list[torch.Tensor]] = []
@@ -115,7 +117,8 @@ def test_shares_of_all_processes_make_up_the_whole(
         num_processes = processes
 
         def __init__(self, rank: int, answers: list[torch.Tensor] | None = None) -> None:
-            self.process_index, self.answers, self.asked = rank, answers, []
+            self.process_index, self.answers = rank, answers
+            self.asked: list[torch.Tensor] = []
 
         def reduce(self, mine: torch.Tensor) -> torch.Tensor:
             self.asked.append(mine)
