@@ -133,7 +133,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
     sampler = next(name for name in DEFAULT_SAMPLERS if name in samplers_for(process))
     return ClipPipeline(
         transformer=transformer,
-        vae=_load_codec(state["codec"], codec).vae,
+        vae=load_trained_codec(state["codec"], codec).vae,
         scheduler=make_scheduler(sampler, process),
         text_encoder=encoder.model if encoder else None,
         tokenizer=encoder.tokenizer if encoder else None,
@@ -159,7 +159,8 @@ def _load_encoder(folder: Path, state: dict[str, Any], transformer: DiT) -> Text
     return encoder
 
 
-def _load_codec(trained_with: dict[str, Any], moved_to: str | Path | None) -> Codec:
+def load_trained_codec(trained_with: dict[str, Any], moved_to: str | Path | None = None) -> Codec:
+    """The codec of a checkpoint's "codec", or of another place that it lies at now; Refused for another codec."""
     codec = load_codec(moved_to or trained_with["name"])
     if codec.fingerprint != trained_with["fingerprint"]:
         raise Refused(

@@ -149,6 +149,7 @@ def _encode(out: Path, settings: Settings) -> None:
 
 def _train(out: Path, settings: Settings) -> None:
     from mmdit.config import load_config
+    from mmdit.pipelines.training_samples import prepare_samples
     from mmdit.tools.progress import progress_line
     from mmdit.training.config import RunConfig
     from mmdit.training.loop import train
@@ -158,6 +159,7 @@ def _train(out: Path, settings: Settings) -> None:
         train(
             recipe,
             out / "run",
+            sample=prepare_samples,
             progress=lambda step, steps, now: advance(
                 step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
             ),

@@ -45,6 +45,7 @@ def main(
     if show:
         print(dump_config(recipe), end="")
         return
+    from mmdit.pipelines.training_samples import prepare_samples
     from mmdit.report.run import write_report
     from mmdit.tools.progress import progress_line
     from mmdit.training.loop import train
@@ -55,6 +56,7 @@ def main(
         checkpoint = train(
             recipe,
             folder,
+            sample=prepare_samples,
             fallback=fallback,
             accept_data=accept_data,
             report=write_report,

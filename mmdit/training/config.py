@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mmdit.config import Config
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
 from mmdit.errors import Refused
+from mmdit.training.watching import SampleConfig, Trackers
 
 
 def _refuse_unread(config: Config, name: str, got: str, expected: str) -> None:
@@ -266,7 +267,12 @@ class RunConfig(Config):
     validate_every: int = Field(500, ge=1)
     """Steps between measurements of the held-out loss."""
     validation_clips: int = Field(64, ge=1)
-    """At most so many clips for the held-out loss."""
+    """At most so many clips for the held-out losses; each takes six forward passes."""
+    samples: SampleConfig | None = None
+    """Sample clips while training; null for none."""
+    trackers: Trackers = ("tensorboard",)
+    """Where metrics and samples go beside the run's own files: names of accelerate's trackers (tensorboard, wandb,
+    mlflow, ...). TensorBoard keeps them in trackers/ of the run, and no other is told anything unless it is named."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = Field(2, ge=1)

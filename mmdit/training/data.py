@@ -148,9 +148,7 @@ class TrainingData:
         """The samples in these slots of the global batch of one step."""
         bucket, number = self.schedule.at(step)
         first = number * self.buckets[bucket].batch_size
-        image = torch.rand((), generator=generator(self.config.seed, "image", step)).item()
-        frames = 1 if image < self.config.data.image_share else None
-        return self._draw(self.buckets[bucket], step, slots, first, frames)
+        return self._draw(self.buckets[bucket], step, slots, first)
 
     def places(self, step: int, slots: Sequence[int]) -> list[Place]:
         """The clips in these slots of a step."""
@@ -170,18 +168,19 @@ class TrainingData:
         return parts
 
     def held_out_batch(self, part: "Part", slots: Sequence[int]) -> Batch:
-        """These slots of a part: whole clips, at the same noise and times each time."""
-        return self._draw(part.bucket, part.number, slots, part.first, None)
+        """These slots of a part, at the same noise and times each time."""
+        return self._draw(part.bucket, part.number, slots, part.first)
 
-    def _draw(self, bucket: Bucket, step: int, slots: Sequence[int], first: int, frames: int | None) -> Batch:
-        """Samples `first` + slot of a bucket's stream; `frames`: so many of each clip, None for all."""
+    def _draw(self, bucket: Bucket, step: int, slots: Sequence[int], first: int) -> Batch:
+        """Samples `first` + slot of a bucket's stream."""
         seed, conditions = self.config.seed, self.config.conditions
+        image = torch.rand((), generator=generator(seed, "image", step)).item() < self.config.data.image_share
         offset = torch.rand((), generator=generator(seed, "times", step), dtype=torch.float64)
         found = [self._found(bucket, first + slot) for slot in slots]
         places = [self._place(*at) for at in found]
         latents, noises, labels, captions = [], [], [], []
         for slot, (pool, number), latent in zip(slots, found, self._latents(places), strict=True):
-            mean, std = (x[:, :frames] for x in latent)
+            mean, std = (x[:, :1] if image else x for x in latent)
             random = generator(seed, "sample", step, slot)
             latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=random))
             noises.append(torch.randn(mean.shape, generator=random))

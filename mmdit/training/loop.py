@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmdit import files
-from mmdit.errors import Stopped
+from mmdit.errors import Refused, Stopped
 from mmdit.training.checkpoint import find_checkpoint
 from mmdit.training.config import RunConfig
 from mmdit.training.data import Batch
@@ -24,9 +25,13 @@ from mmdit.training.reporting import Report, report_kept
 from mmdit.training.resume import resume, save
 from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
+from mmdit.training.trackers import TrackersOfRun, open_trackers
+from mmdit.training.validation import held_out
 
 # Called after each step with (steps done, steps in all, {"loss": ..., "clips_per_s": ...}), on the main process.
 Progress = Callable[[int, int, dict[str, float]], None]
+# Makes the clips of a step, called with what says whether to leave off: frames (frame, height, width, 3) by name.
+TakeSamples = Callable[[Callable[[], bool]], dict[str, np.ndarray]]
 
 
 def train(
@@ -34,6 +39,7 @@ def train(
     folder: Path,
     *,
     progress: Progress | None = None,
+    sample: Callable[[Run], TakeSamples] | None = None,
     fallback: bool = False,
     accept_data: bool = False,
     report: Report | None = None,
@@ -43,6 +49,7 @@ def train(
     Every process that a launcher started calls it alike; the global batches do not depend on how many these are.
 
     Args:
+        sample: what prepares the making of samples; `mmdit.pipelines.training_samples.prepare_samples`.
         fallback: when the newest checkpoint is damaged, go on from the newest one that is not.
         accept_data: go on although the store's rows have changed.
         report: called with the folder on the main process at each validation, and at the end, also of a run that is
@@ -58,10 +65,13 @@ def train(
         hold_together(folder, accelerator),
         until_sigterm() as stop_wanted,
         report_kept(report, config, folder) as keep_report,
+        contextlib.ExitStack() as opened,
     ):
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
         resume(run, fallback=fallback, accept_data=accept_data)
+        take_samples = _prepared(run, sample)
+        trackers = opened.enter_context(open_trackers(run))
         ready = _batches(run)
         meter = _meter(run)
         started, clips = time.monotonic(), 0
@@ -90,7 +100,7 @@ def train(
             if not good:
                 _count_bad(run, batch, losses)
             seconds = time.monotonic() - started
-            _log(run, meter, loss, norm, seconds)
+            _log(run, meter, loss, norm, seconds, trackers)
             if progress is not None and accelerator.is_main_process:
                 progress(run.step, config.steps, {"loss": loss, "clips_per_s": clips / seconds})
             stop = on_any(accelerator, stop_wanted())
@@ -104,6 +114,8 @@ def train(
                     got=f"step {run.step} of {config.steps}, saved",
                     fix="the same command goes on from here",
                 )
+            if take_samples is not None and _sample_is_due(run):
+                trackers.show(take_samples(stop_wanted), run.step)
     return find_checkpoint(folder)
 
 
@@ -197,8 +209,24 @@ def _meter(run: Run) -> Meter:
     return Meter(network, peak, time.perf_counter, text_tokens)
 
 
-def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float) -> None:
-    """Adds a line to metrics.jsonl where one is due; null stands for what is not finite."""
+def _prepared(run: Run, sample: Callable[[Run], TakeSamples] | None) -> TakeSamples | None:
+    if run.config.samples is None or run.step == run.config.steps:
+        return None
+    if sample is None:
+        raise Refused(
+            "nothing makes samples here", got="samples in the recipe", expected="samples: null",
+            fix="or call train with sample=mmdit.pipelines.training_samples.prepare_samples",
+        )  # fmt: skip
+    return sample(run)
+
+
+def _sample_is_due(run: Run) -> bool:
+    samples = run.config.samples
+    return samples is not None and (run.step % samples.every == 0 or run.step == run.config.steps)
+
+
+def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float, trackers: TrackersOfRun) -> None:
+    """Adds a line to metrics.jsonl where one is due, and tells the trackers; null stands for what is not finite."""
     if math.isfinite(loss):
         run.window = run.window[0] + loss, run.window[1] + 1
     validate = run.step % run.config.validate_every == 0 or run.step == run.config.steps
@@ -213,22 +241,9 @@ def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float) -> N
         "seconds": round(seconds, 3),
         **meter.line(run.accelerator),
     }
-    if validate and "validation" in run.splits:
-        line["val_loss"] = _held_out_loss(run)
+    if validate:
+        line |= held_out(run, lambda batch: _losses(run, run.trainee, batch))
     run.window = 0.0, 0
     if run.accelerator.is_main_process:
         files.append_line(run.folder / "metrics.jsonl", json.dumps(line))
-
-
-@torch.no_grad()
-def _held_out_loss(run: Run) -> float:
-    """Loss of the averaged weights on the validation split, at the same noise and times each time it is measured."""
-    data = run.splits["validation"]
-    losses = []
-    with run.ema.in_place_of_weights(run.trainee):
-        run.trainee.eval()
-        for part in data.held_out(run.config.validation_clips, run.config.data.batch_size):
-            batch = data.held_out_batch(part, range(part.count)).to(run.accelerator.device)
-            losses.append(_losses(run, run.trainee, batch))
-        run.trainee.train()
-    return torch.cat(losses).mean().item()
+        trackers.log(line)

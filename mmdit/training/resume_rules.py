@@ -37,6 +37,8 @@ MAY_CHANGE = {
     "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
     "model.checkpointing", "data.repeat", "data.workers",
     "compile", "ema_device",
+    "samples", "samples.every", "samples.prompts", "samples.labels", "samples.count", "samples.steps",
+    "samples.guidance", "trackers",
 }  # fmt: skip
 # A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
 IGNORED = {"data.store", "data.sources.store", "init_from", "init_weights"}

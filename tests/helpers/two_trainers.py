@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from mmdit.config import parse_config
 from mmdit.errors import Refused, Stopped
+from mmdit.pipelines.training_samples import prepare_samples
 from mmdit.training import loop
 from mmdit.training.config import RunConfig
 
@@ -25,9 +26,9 @@ def main(folder: Path) -> None:
         values["data"]["micro_batch"] = changes.pop("micro_batch", None)
         return parse_config(RunConfig, {**values, **changes}, where="the test's recipe")
 
-    loop.train(config(), folder / "two")
-    loop.train(config(micro_batch=1), folder / "parts")
-    loop.train(config(), folder / "one_then_two")
+    loop.train(config(), folder / "two", sample=prepare_samples)
+    loop.train(config(micro_batch=1), folder / "parts", sample=prepare_samples)
+    loop.train(config(), folder / "one_then_two", sample=prepare_samples)
     _with_a_bad_clip(config(steps=4), folder / "bad", bad_steps=(2,), gradient=False)
     try:
         _with_a_bad_clip(config(steps=4, stop_after_bad_steps=2), folder / "stops", bad_steps=(1, 2), gradient=True)
@@ -36,7 +37,7 @@ def main(folder: Path) -> None:
     if PartialState().is_main_process:
         shutil.copytree(folder / "two", folder / "two_then_one")
     try:
-        loop.train(config(batch_size=3), folder / "odd")
+        loop.train(config(batch_size=3), folder / "odd", sample=prepare_samples)
     except Refused as error:
         (folder / f"refused-{PartialState().process_index}.txt").write_text(str(error))
 
@@ -61,7 +62,7 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
 
     loop._losses = losses
     try:
-        loop.train(config, folder)
+        loop.train(config, folder, sample=prepare_samples)
     finally:
         loop._losses = plain
         number = kept[0].accelerator.process_index

@@ -16,9 +16,12 @@ from mmdit.training.config import RunConfig
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     make_clips(folder / "clips", 36, seed=0, size=(32, 32), frames=3, fps=8)
+    codec = tiny.make_codec()
+    codec.vae.save_pretrained(folder / "codec")
     encode(
-        folder / "clips", folder / "store", tiny.make_codec(), frames=3, size=(32, 32), dtype="float16", psnr_every=0
-    )
+        folder / "clips", folder / "store", codec, codec_name=str(folder / "codec"), frames=3, size=(32, 32),
+        dtype="float16", psnr_every=0,
+    )  # fmt: skip
     return folder / "store"
 
 

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mmdit.errors import Refused
+from mmdit.pipelines.training_samples import prepare_samples
 from mmdit.training.checkpoint import find_checkpoint, list_checkpoints
 from mmdit.training.config import RunConfig
 from mmdit.training.loop import train
@@ -22,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 150
 CHANGES: dict[str, Any] = {
     "steps": 10, "checkpoint_every": 5, "keep_checkpoints": 3, "validate_every": 10, "optimizer__muon_lr": None,
-    "ema_decay": [0.9, 0.5],
+    "ema_decay": [0.9, 0.5], "samples": {"every": 5, "steps": 2, "count": 3},
 }  # fmt: skip
 
 
@@ -44,13 +47,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConf
     folder = tmp_path_factory.mktemp("runs")
     config = recipe(**CHANGES)
     (folder / "recipe.json").write_text(config.model_dump_json())
-    train(config, folder / "one")
+    train(config, folder / "one", sample=prepare_samples)
     shutil.copytree(folder / "one", folder / "one_then_two")
     forget_the_end(folder / "one_then_two")
     done = torchrun(ROOT / "tests" / "helpers" / "two_trainers.py", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     forget_the_end(folder / "two_then_one")
-    train(config, folder / "two_then_one")
+    train(config, folder / "two_then_one", sample=prepare_samples)
     return folder
 
 
@@ -71,6 +74,25 @@ def test_the_number_of_processes_changes_nothing(runs: Path, other: str) -> None
         assert here.keys() == there.keys()
         for key, value in here.items():
             torch.testing.assert_close(there[key], value, rtol=0, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize("other", ["two", "parts"])
+def test_held_out_losses_and_samples_are_those_of_one_process(runs: Path, other: str) -> None:
+    wanted, got = (json.loads((runs / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("one", other))
+    assert got["val_loss"] == pytest.approx(wanted["val_loss"], abs=1e-6)
+    for key in ("val_noise", "val_labels"):
+        assert got[key] == pytest.approx(wanted[key], abs=1e-6)
+    for step in ("step-0000005", "step-0000010"):
+        one, two = (runs / name / "samples" / step for name in ("one", other))
+        assert sorted(path.name for path in two.iterdir()) == ["00.mp4", "01.mp4", "02.mp4", "samples.json"]
+        assert (one / "samples.json").read_text() == (two / "samples.json").read_text()
+        for name in ("00.mp4", "01.mp4", "02.mp4"):  # weights differ in their last bits
+            assert abs(frames(one / name) - frames(two / name)).max() <= 8
+
+
+def frames(clip: Path) -> np.ndarray:
+    with av.open(clip) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int)
 
 
 def test_processes_differ_in_their_clips(runs: Path) -> None:

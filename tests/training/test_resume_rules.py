@@ -48,7 +48,9 @@ CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
     "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
     "model__attention_backend": "math", "data__micro_batch": 2, "compile": True, "ema_device": "cpu",
-    "model__checkpointing": 1, "data__repeat": True, "data__workers": 1,
+    "model__checkpointing": 1, "data__repeat": True, "data__workers": 1, "trackers": [],
+    "samples__every": 2, "samples__prompts": ["a coat"], "samples__labels": [0], "samples__count": 1,
+    "samples__steps": 1, "samples__guidance": 1.0,
 }  # fmt: skip
 
 
@@ -56,10 +58,14 @@ def test_what_may_change_may_and_is_logged(
     recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.compile", lambda module: module)  # it takes a minute
-    assert {key.replace("__", ".") for key in CHANGED} == MAY_CHANGE
-    train(recipe(steps=2), tmp_path)
+    assert {key.replace("__", ".") for key in CHANGED} | {"samples"} == MAY_CHANGE
+    train(recipe(steps=2, samples={}), tmp_path, sample=lambda run: lambda stop_wanted: {})
     with caplog.at_level(logging.WARNING):
-        train(recipe(steps=2, **CHANGED), tmp_path)
+        train(recipe(steps=2, samples=None), tmp_path)
+    assert "samples=None, and was begun with" in caplog.text
+    train(recipe(steps=2, samples={}), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        train(recipe(steps=2, samples={}, **CHANGED), tmp_path)
     for key, value in CHANGED.items():
         assert f"{key.replace('__', '.')}={value}, and was begun with" in caplog.text
 

@@ -58,6 +58,14 @@ def test_resuming_that_forgets_is_found(run: Path, monkeypatch: pytest.MonkeyPat
     assert not list(run.glob(f"{files.PART}*"))
 
 
+def test_copies_make_no_samples_and_tell_no_tracker(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe(steps=2, samples={}), tmp_path, sample=lambda run: lambda stop_wanted: {})
+    monkeypatch.setattr("mmdit.training.trackers._start", pytest.fail)
+    assert verify_run(tmp_path, 2).damages == []
+
+
 def test_what_is_no_run_or_in_use_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no checkpoint"):
         verify_run(tmp_path)

@@ -1,0 +1,39 @@
+"""The keys of a recipe that say how a run is watched: clips sampled while it trains, and trackers."""
+
+import difflib
+from typing import Annotated
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from pydantic import AfterValidator, Field
+
+from mmdit.config import Config
+from mmdit.errors import Refused
+
+
+class SampleConfig(Config):
+    """Clips that are sampled from the averaged weights now and then, into samples/ of the run."""
+
+    every: int = Field(500, ge=1)
+    """Steps between samples; some are always made at the end."""
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """What they are to show; null with labels null takes captions and labels of the validation clips."""
+    labels: Annotated[tuple[int | str, ...], Field(min_length=1)] | None = None
+    """Names or numbers of labels, paired with the prompts; null with prompts set is no label."""
+    count: int | None = Field(None, ge=1)
+    """Number of clips, which take prompts and labels in turn; null for as many as there are of these, else 4."""
+    steps: int = Field(12, ge=1)
+    """Sampling steps."""
+    guidance: float = Field(2.0, ge=0.0, allow_inf_nan=False)
+    """Guidance scale; 1 is without."""
+
+
+def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            nearest = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1, cutoff=0.0)[0]
+            expected = f"of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            raise Refused("unknown tracker", got=name, expected=expected, fix=f"did you mean {nearest}?")
+    return tuple(dict.fromkeys(names))
+
+
+Trackers = Annotated[tuple[str, ...], AfterValidator(_known_trackers)]
