@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from mmdit import __version__, files
 from mmdit.errors import Refused
 from mmdit.training.data_files import check_data_file
+from mmdit.training.eight_bit import from_plain, to_plain
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -136,7 +137,7 @@ def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
         f"{number}.{parameter}.{key}": torch.as_tensor(value)
         for number, optimizer in enumerate(optimizers)
         for parameter, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+        for key, value in to_plain(state).items()
     }
 
 
@@ -147,7 +148,8 @@ def load_optimizers(optimizers: list[Optimizer], path: Path) -> None:
         number, parameter, key = name.split(".", 2)
         states[int(number)].setdefault(int(parameter), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        whole = {parameter: from_plain(plain) for parameter, plain in state.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": whole})
 
 
 def _sha256(path: Path) -> str:

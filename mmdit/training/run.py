@@ -19,6 +19,8 @@ from mmdit.training.build import Inputs, build_network, build_process
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.ema import EMA
+from mmdit.training.init_from import base_text_encoder
+from mmdit.training.lora import add_adapters
 from mmdit.training.optimizer import make_optimizers
 
 # What each caption of a split is to the trainee: (ids, mask) for a trained encoder; for a frozen one (pooled,), and
@@ -94,7 +96,7 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     splits = {"train": TrainingData(store, config.data.split, config, process)}
     if len(store.split(config.data.validation_split)) > 0:
         splits["validation"] = TrainingData(store, config.data.validation_split, config, process)
-    text_encoder = _text_encoder(config, splits["train"].captions)
+    text_encoder = _text_encoder(config, folder, splits["train"].captions)
     is_trained = text_encoder is not None and text_encoder.training
     captions = {
         name: _caption_table(text_encoder, split.captions, config.model.text_tokens_by is not None)
@@ -105,6 +107,8 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     text_dim = text_encoder.dim if text_encoder is not None else 0
     transformer = build_network(config, Inputs(store.latent_shape, len(store.labels), text_dim))
     trainee = Trainee(transformer, text_encoder if is_trained else None)
+    if config.lora is not None:
+        add_adapters(trainee, config.lora)
     trainee.to(accelerator.device)  # before optimizers and averages take their weights
     forward = torch.compile(trainee) if config.compile else trainee
     module, *optimizers = accelerator.prepare(forward, *make_optimizers(trainee, config.optimizer))
@@ -115,13 +119,15 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     return run
 
 
-def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:
-    """In training mode exactly when it is to be trained."""
+def _text_encoder(config: RunConfig, folder: Path, captions: list[str]) -> TextEncoder | None:
+    """In training mode exactly when it is a part of the trainee."""
     text = config.conditions.text
     if text is None:
         return None
     if text.encoder != "embedded":
         return load_text_encoder(text.encoder)
+    if config.lora is not None and (base := base_text_encoder(config, folder)) is not None:
+        return base.train()
     encoder = build_text_encoder(
         captions,
         width=text.width,
