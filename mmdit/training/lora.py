@@ -85,9 +85,9 @@ def write_weights(trainee: Trainee, folder: Path, *, base: bool) -> None:
     network = trainee.transformer
     adapters = {f"{NETWORK}{name}": value for name, value in get_peft_model_state_dict(network).items()}
     about = network.peft_config["default"].to_dict()
-    # Sets have no order, and the same adapters shall be the same bytes.
+    # The same adapters shall be the same bytes: sets have no order, nor have several entries of a file's metadata.
     about = {f"{NETWORK}{key}": sorted(value) if isinstance(value, set) else value for key, value in about.items()}
-    told = {"format": "pt", "lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+    told = {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
     folder.mkdir(exist_ok=True)
     files.write_safetensors(folder / FILE, adapters, told)
     if base:
