@@ -28,9 +28,7 @@ def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer
     others = [weight for weight in trained if weight not in hidden]
     settings = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
     optimizers: list[Optimizer] = [
-        adamw_8bit(others, **settings)
-        if config.adamw == "8bit"
-        else torch.optim.AdamW(others, fused=True, **settings)
+        adamw_8bit(others, **settings) if config.adamw == "8bit" else torch.optim.AdamW(others, fused=True, **settings)
     ]
     if matrices:
         assert config.muon_lr is not None

@@ -92,10 +92,10 @@ def stop(step: int, *_: object) -> None:
 @needs_torchao
 @pytest.mark.parametrize("tuned", [False, True])
 def test_a_run_goes_on_bit_for_bit(recipe: Any, tmp_path: Path, tuned: bool) -> None:
-    changes: dict[str, Any] = {"model__hidden_size": 64, "optimizer__adamw": "8bit"}
+    changes: dict[str, Any] = {"model__hidden_size": 64, "optimizer__adamw": "8bit", "optimizer__muon_lr": None}
     if tuned:
         train(recipe(steps=1, model__hidden_size=64), tmp_path / "base")
-        changes |= {"init_from": str(tmp_path / "base"), "lora": {"rank": 64}, "optimizer__muon_lr": None}
+        changes |= {"init_from": str(tmp_path / "base"), "lora": {"rank": 64}}
     config = recipe(**changes)
     train(config, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import flip, sign, state_of
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
@@ -127,7 +127,8 @@ def test_the_adapters_load_by_diffusers_and_merge(tuned: Any, tmp_path: Path) ->
     torch.testing.assert_close(say(lora.load_network(checkpoint / "ema")), average, rtol=0, atol=1e-5)
 
     lora.write_merged(checkpoint, tmp_path / "merged")
-    assert torch.equal(say(DiT.from_pretrained(tmp_path / "merged")), say(merged))
+    written, kept = DiT.from_pretrained(tmp_path / "merged").state_dict(), merged.state_dict()
+    assert written.keys() == kept.keys() and all(torch.equal(written[name], kept[name]) for name in kept)
     small, large = ((checkpoint / name).stat().st_size for name in (lora.FILE, f"base/{WEIGHTS}"))
     assert small < large / 4
     with safe_open(checkpoint / lora.FILE, "pt") as file:
@@ -166,15 +167,20 @@ def test_generating_takes_the_merged_weights(
     assert pipeline.text_encoder is not None
 
 
-def test_the_loss_falls_below_that_of_the_base(tuned: Any, tmp_path: Path) -> None:
-    """On the clips that it is trained on, at the same noise and times."""
-    changes = {"data__image_share": 0.0, "data__validation_split": "train", "validation_clips": 32, "steps": 40}
-    changes |= {"log_every": 20, "validate_every": 20, "checkpoint_every": 40, "data__batch_size": 8}
+def test_the_loss_falls_below_that_of_the_base(tuned: Any, base: Path, tmp_path: Path) -> None:
+    """At the same noise and times. The base is spoilt, so that there is something to learn in so few steps."""
+    shutil.copytree(base, tmp_path / "base")
+    checkpoint = find_checkpoint(tmp_path / "base")
+    weights = load_file(checkpoint / "ema" / WEIGHTS)
+    weights["final_layer.linear.weight"] *= -5
+    save_file(weights, checkpoint / "ema" / WEIGHTS, {"format": "pt"})
+    sign(checkpoint)
+    changes = {"init_from": str(tmp_path / "base"), "data__image_share": 0.0, "steps": 30, "validate_every": 30}
     losses = []
-    for name, lr in (("base", 1e-9), ("tuned", 1e-2)):
-        train(tuned(**changes, lora={"rank": 8}, optimizer__lr=lr), tmp_path / name)
+    for name, lr in (("untrained", 1e-9), ("tuned", 1e-2)):
+        train(tuned(**changes, optimizer__lr=lr), tmp_path / name)
         losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"])
-    assert losses[1] < 0.98 * losses[0], losses
+    assert losses[1] < 0.9 * losses[0], losses
 
 
 @pytest.mark.parametrize(
