@@ -6,6 +6,8 @@ checkpoints/step-0001500/
     optimizer.safetensors                       state of all optimizers
     state.json                                  step, label names, codec, shape of the clips, counters
     manifest.json                               size and sha256 of every file, written last
+
+A LoRA run has adapters and a base in place of the weights: mmdit/training/lora.py.
 """
 
 import hashlib

@@ -160,8 +160,10 @@ def check_whole(base: DiT, network: DiT, left: dict[str, list[str]], where: Path
     for key in [key for key in base.config if not key.startswith("_") and key not in free]:
         was, now = (_tuples(config.get(key)) for config in (base.config, network.config))
         if was != now:
-            raise Refused("a LoRA changes nothing of the network that it is trained on", where=where,
-                          got=f"{key}={now}", expected=f"{key}={was}", fix="set it as that network was made")  # fmt: skip
+            raise Refused(
+                "a LoRA changes nothing of the network that it is trained on", where=where,
+                got=f"{key}={now}", expected=f"{key}={was}", fix="set it as that network was made",
+            )  # fmt: skip
     for what, names in left.items():
         if names:
             raise Refused(

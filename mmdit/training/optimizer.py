@@ -26,10 +26,11 @@ def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer
     hidden = _hidden_matrices(trainee.transformer) if config.muon_lr is not None else set()
     matrices = [weight for weight in trained if weight in hidden]
     others = [weight for weight in trained if weight not in hidden]
-    settings = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    optimizers: list[Optimizer] = [
-        adamw_8bit(others, **settings) if config.adamw == "8bit" else torch.optim.AdamW(others, fused=True, **settings)
-    ]
+    lr, betas, decay = config.lr, config.betas, config.weight_decay
+    if config.adamw == "8bit":
+        optimizers = [adamw_8bit(others, lr=lr, betas=betas, weight_decay=decay)]
+    else:
+        optimizers = [torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=decay, fused=True)]
     if matrices:
         assert config.muon_lr is not None
         rounds = config.muon_rounds
@@ -41,7 +42,7 @@ def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer
     return optimizers
 
 
-def _hidden_matrices(network: DiT) -> set[nn.Parameter]:
+def _hidden_matrices(network: DiT) -> set[torch.Tensor]:
     """The weights of all linear layers of the network but the last, which makes the output.
 
     These are attention, MLPs and modulations, and what makes the conditions. Tables, patches and a text encoder keep

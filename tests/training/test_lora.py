@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import exit_code
 from runs import flip, sign, state_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -129,6 +130,9 @@ def test_the_adapters_load_by_diffusers_and_merge(tuned: Any, tmp_path: Path) ->
     lora.write_merged(checkpoint, tmp_path / "merged")
     written, kept = DiT.from_pretrained(tmp_path / "merged").state_dict(), merged.state_dict()
     assert written.keys() == kept.keys() and all(torch.equal(written[name], kept[name]) for name in kept)
+    assert exit_code("convert", checkpoint, tmp_path / "converted") == 0
+    converted = DiT.from_pretrained(tmp_path / "converted").state_dict()
+    assert all(torch.equal(converted[name], kept[name]) for name in kept)
     small, large = ((checkpoint / name).stat().st_size for name in (lora.FILE, f"base/{WEIGHTS}"))
     assert small < large / 4
     with safe_open(checkpoint / lora.FILE, "pt") as file:
