@@ -75,6 +75,8 @@ def test_its_state_is_plain_tensors_and_goes_on_bit_for_bit(tmp_path: Path) -> N
         other = adamw_8bit(parts.parameters(), **SETTINGS)
         load_optimizers([other], tmp_path / "state.safetensors")
         other.param_groups[0]["lr"].fill_(SETTINGS["lr"])
+        moments = other.state[parts[0].weight]
+        assert (moments["exp_avg"].signed, moments["exp_avg_sq"].signed) == (True, False)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     ends = [optimizer_tensors([optimizer]) for optimizer in (one, other)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
