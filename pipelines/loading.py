@@ -19,6 +19,7 @@ from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.request import check_choice
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
+from mmdit.training.lora import base_folder, load_network
 
 WEIGHTS = ("ema", "raw")
 DEFAULT_SAMPLERS = ("euler", "dpm++2m")  # the first one that fits the process
@@ -127,8 +128,8 @@ def _load_saved(source: Source) -> ClipPipeline:
 
 def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec: str | Path | None) -> ClipPipeline:
     folder = source.folder / "ema" if weights == "ema" else source.folder
-    transformer = DiT.from_pretrained(folder / "transformer").eval()
-    encoder = _load_encoder(folder, state, transformer)
+    transformer = load_network(folder)
+    encoder = _load_encoder(base_folder(folder), state, transformer)
     process = read_process(state)
     sampler = next(name for name in DEFAULT_SAMPLERS if name in samplers_for(process))
     return ClipPipeline(

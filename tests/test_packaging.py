@@ -124,7 +124,8 @@ def test_what_is_imported_is_declared() -> None:
     foreign = {names.get(name, name) for name in used if name not in sys.stdlib_module_names} - {"mmdit"}
     table = project()["project"]
     dependencies = {name_of(line) for line in table["dependencies"]}
-    extras = {name_of(line) for extra in ("xformers", "app", "ray") for line in table["optional-dependencies"][extra]}
+    optional = ("xformers", "app", "ray", "lora", "eightbit")
+    extras = {name_of(line) for extra in optional for line in table["optional-dependencies"][extra]}
     assert foreign <= dependencies | extras
     assert dependencies <= foreign, f"not used: {dependencies - foreign}"
 

@@ -69,14 +69,17 @@ def _check_target(out: Path, to: str) -> None:
 
 
 def _from_folder(folder: Path, spacing: int) -> "DiT":
-    """A folder of ours or of diffusers' class; of a whole pipeline, its transformer."""
+    """A folder of ours or of diffusers' class; of a whole pipeline, its transformer; of a LoRA run, with the LoRA."""
     import json
 
     import diffusers
 
     from mmdit import models
     from mmdit.errors import Refused
+    from mmdit.training import lora
 
+    if (folder / lora.FILE).is_file():
+        return lora.load_network(folder)
     folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8"))["_class_name"]

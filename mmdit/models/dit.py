@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from mmdit.models.sublayers import BlockConfig
 from mmdit.models.told import tell
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A Diffusion Transformer for clips; an image is a clip of one frame.
 
     Args:

@@ -6,6 +6,8 @@ checkpoints/step-0001500/
     optimizer.safetensors                       state of all optimizers
     state.json                                  step, label names, codec, shape of the clips, counters
     manifest.json                               size and sha256 of every file, written last
+
+A LoRA run has adapters and a base in place of the weights: mmdit/training/lora.py.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from torch.optim import Optimizer
 from mmdit import __version__, files
 from mmdit.errors import Refused
 from mmdit.training.data_files import check_data_file
+from mmdit.training.eight_bit import from_plain, to_plain
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -136,7 +139,7 @@ def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
         f"{number}.{parameter}.{key}": torch.as_tensor(value)
         for number, optimizer in enumerate(optimizers)
         for parameter, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+        for key, value in to_plain(state).items()
     }
 
 
@@ -147,7 +150,8 @@ def load_optimizers(optimizers: list[Optimizer], path: Path) -> None:
         number, parameter, key = name.split(".", 2)
         states[int(number)].setdefault(int(parameter), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        whole = {parameter: from_plain(plain) for parameter, plain in state.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": whole})
 
 
 def _sha256(path: Path) -> str:

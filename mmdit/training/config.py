@@ -216,11 +216,25 @@ class DiffusionConfig(Config):
         return self
 
 
+class LoraConfig(Config):
+    """Train small matrices beside the frozen ones of the network in `init_from`, in place of all its weights."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the product of two matrices that is added to each target."""
+    alpha: float = Field(16.0, gt=0.0)
+    """The product is scaled by alpha / rank."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Linear layers, as their names end: qkv, time_attn.proj, mlp.fc1, adaLN_modulation.1, ...; null for all of the
+    blocks' attentions and MLPs."""
+
+
 class OptimizerConfig(Config):
     """AdamW, with Muon for the matrices of the network as an option; linear warm-up, then a decay."""
 
     lr: float = Field(1e-4, gt=0.0)
     """Learning rate of AdamW."""
+    adamw: Literal["fused", "8bit"] = "fused"
+    """"fused", or "8bit": a quarter of the memory for AdamW's state, through torchao, which compiles its step."""
     muon_lr: float | None = Field(None, gt=0.0)
     """Learning rate of Muon for the network's matrices between hidden vectors; null trains them with AdamW too."""
     muon_rounds: int = Field(5, ge=1)
@@ -256,6 +270,8 @@ class RunConfig(Config):
     """Train a rectified flow, the default; null where `diffusion` is set."""
     diffusion: DiffusionConfig | None = None
     """Train a Gaussian diffusion in place of the flow; null for the flow."""
+    lora: LoraConfig | None = None
+    """Fine-tune by LoRA, through PEFT; null trains all weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: Decay | Annotated[tuple[Decay, ...], Field(min_length=1)] = 0.9999
     """Decay of the weights' moving average, 0 to below 1; it rises to this from 0 over the first steps. A list keeps an
@@ -304,4 +320,11 @@ class RunConfig(Config):
             raise Refused(
                 "no text to read tokens of", got="model.text_tokens_by and conditions.text null", fix="set one of them"
             )
+        if self.lora is not None:
+            if self.init_from is None:
+                raise Refused(
+                    "a LoRA is trained on weights that there are", got="lora without init_from",
+                    fix="set init_from=RUN, or lora=null",
+                )  # fmt: skip
+            _refuse_unread(self.optimizer, "muon_lr", "lora", "AdamW for the adapters")
         return self

@@ -1,19 +1,24 @@
 """Starting a new run from weights that there are: what fits is taken, and told."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mmdit.conditioning import load_text_encoder
+from mmdit.conditioning import TextEncoder, load_text_encoder
 from mmdit.errors import Refused
 from mmdit.models import DiT, inflate
 from mmdit.training import checkpoint as checkpoints
+from mmdit.training import lora
 from mmdit.training.config import RunConfig
 from mmdit.training.data_files import check_data_file
-from mmdit.training.run import Trainee
+
+if TYPE_CHECKING:
+    from mmdit.training.run import Trainee
 
 LABELS = "y_embedder.embedding_table.weight"
 SHOWN = 5  # names in the log
@@ -59,7 +64,7 @@ def init_from(trainee: Trainee, config: RunConfig, labels: list[str], text_finge
     layout = trainee.transformer.config.layout
     if source.config.layout == "space" and layout in ("factorized", "alternating"):
         weights = dict(inflate(source, trainee.transformer.config.sample_size[0], layout).state_dict())
-    new = trainee.transformer.state_dict()
+    new = lora.base_state(trainee.transformer)
     if state is not None and LABELS in new and LABELS in weights and state["label_names"]:
         _take_labels(weights, new, state["label_names"], labels, report)
     if not _same_text(trainee, folder, state, text_fingerprint):
@@ -67,18 +72,47 @@ def init_from(trainee: Trainee, config: RunConfig, labels: list[str], text_finge
             del weights[name]
             report.left_out.append(f"{name} (of another text encoder)")
     elif trainee.text_encoder is not None:
-        trainee.text_encoder.load_state_dict(load_text_encoder(folder).state_dict())
+        trainee.text_encoder.load_state_dict(load_text_encoder(lora.base_folder(folder)).state_dict())
         report.loaded += [f"text_encoder.{name}" for name in trainee.text_encoder.state_dict()]
     taken = {name: weight for name, weight in weights.items() if name in new and new[name].shape == weight.shape}
     if not any(name.startswith("blocks.") and name in image for name in taken):
         raise Refused("no block of the network fits the recipe", where=folder, **_shapes(weights, new))
-    trainee.transformer.load_state_dict(taken, strict=False)
+    for name, weight in taken.items():
+        new[name].copy_(weight)
     kept = layout == source.config.layout
     report.loaded += [name for name in taken if kept or name in image]
     report.inflated += [name for name in taken if not (kept or name in image)]
     report.left_out += [f"{name} {_reason(weights[name], new.get(name))}" for name in weights if name not in taken]
     report.fresh += [name for name in new if name not in taken]
+    if config.lora is not None:
+        left = {"inflated": report.inflated, "new": report.fresh}
+        lora.check_whole(source, trainee.transformer, left, folder)
     return report
+
+
+def base_text_encoder(config: RunConfig, run_folder: Path) -> TextEncoder | None:
+    """The embedded text encoder that a LoRA run has frozen; None where there is none to start from.
+
+    Its words are those of the captions that it was trained on, which need not be those of this run.
+
+    Raises:
+        Refused: its sizes are not those of the recipe.
+    """
+    begun = checkpoints.list_checkpoints(run_folder)
+    folder = checkpoints.find_checkpoint(run_folder, fallback=True) if begun else _find(config)[0]
+    folder = lora.base_folder(folder)
+    if not (folder / "text_encoder").is_dir():
+        return None
+    encoder = load_text_encoder(folder)
+    sizes, text = encoder.model.config, config.conditions.text
+    assert text is not None
+    was = sizes.d_model, sizes.num_layers, sizes.num_heads, encoder.max_tokens
+    if (now := (text.width, text.depth, text.heads, text.max_tokens)) != was:
+        raise Refused(
+            "a LoRA changes nothing of the text encoder that it is trained on", where=folder,
+            got=f"width, depth, heads, max_tokens {now} in conditions.text", expected=was, fix="set them as they were",
+        )  # fmt: skip
+    return encoder
 
 
 def _find(config: RunConfig) -> tuple[Path, dict[str, Any] | None]:
@@ -103,7 +137,7 @@ def _load_network(folder: Path) -> DiT:
     for path in at.glob("*.safetensors"):
         check_data_file(path)
     try:
-        return DiT.from_pretrained(at, use_safetensors=True, local_files_only=True)
+        return lora.load_network(folder)
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused("no network of mmdit to start from", where=at, got=first,
@@ -131,9 +165,9 @@ def _same_text(trainee: Trainee, folder: Path, state: dict[str, Any] | None, fin
     """Whether the source's text vectors mean what this run's do; true too where neither run has text."""
     if trainee.text_encoder is None:
         return fingerprint is None or (state is not None and state.get("text_encoder_fingerprint") == fingerprint)
-    if not (folder / "text_encoder").is_dir():
+    if not (lora.base_folder(folder) / "text_encoder").is_dir():
         return False
-    old = load_text_encoder(folder)
+    old = load_text_encoder(lora.base_folder(folder))
     same_words = old.tokenizer.get_vocab() == trainee.text_encoder.tokenizer.get_vocab()
     return same_words and _all_shapes(old) == _all_shapes(trainee.text_encoder)
 

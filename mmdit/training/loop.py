@@ -236,7 +236,7 @@ def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float, trac
         "step": run.step,
         "loss": run.window[0] / run.window[1] if run.window[1] else None,
         "grad_norm": norm.item() if math.isfinite(norm.item()) else None,
-        "lr": run.optimizers[0].param_groups[0]["lr"],
+        "lr": float(run.optimizers[0].param_groups[0]["lr"]),
         "skipped": run.skipped,
         "seconds": round(seconds, 3),
         **meter.line(run.accelerator),

@@ -1,26 +1,36 @@
 """Optimizers and their learning rate."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mmdit.models import DiT
 from mmdit.training.config import OptimizerConfig
+from mmdit.training.eight_bit import adamw_8bit
+
+if TYPE_CHECKING:
+    from mmdit.training.run import Trainee
 
 
-def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer]:
     """AdamW for all weights, or Muon for the network's matrices between hidden vectors and AdamW for the rest.
 
     Each group remembers its full learning rate as `full_lr`; `set_learning_rate` scales from there.
     """
-    trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
-    matrices = [weight for name, weight in trained if config.muon_lr is not None and _is_hidden_matrix(name, weight)]
-    chosen = {id(weight) for weight in matrices}
-    others = [weight for _, weight in trained if id(weight) not in chosen]
-    optimizers: list[Optimizer] = [
-        torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    ]
+    trained = [weight for weight in trainee.parameters() if weight.requires_grad]
+    hidden = _hidden_matrices(trainee.transformer) if config.muon_lr is not None else set()
+    matrices = [weight for weight in trained if weight in hidden]
+    others = [weight for weight in trained if weight not in hidden]
+    lr, betas, decay = config.lr, config.betas, config.weight_decay
+    if config.adamw == "8bit":
+        optimizers = [adamw_8bit(others, lr=lr, betas=betas, weight_decay=decay)]
+    else:
+        optimizers = [torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=decay, fused=True)]
     if matrices:
         assert config.muon_lr is not None
         rounds = config.muon_rounds
@@ -28,18 +38,19 @@ def make_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimize
         optimizers.append(muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["full_lr"] = group["lr"]
+            group["full_lr"] = float(group["lr"])
     return optimizers
 
 
-def _is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
-    """Attention, MLPs and modulations of the network, and what makes the condition.
+def _hidden_matrices(network: DiT) -> set[torch.Tensor]:
+    """The weights of all linear layers of the network but the last, which makes the output.
 
-    Tables, patches, the last layer and a text encoder keep AdamW. A modulation's gradient is nearly all about the
-    timestep; in Muon's step all directions count alike, so that it follows the text sooner.
+    These are attention, MLPs and modulations, and what makes the conditions. Tables, patches and a text encoder keep
+    AdamW. A modulation's gradient is nearly all about the timestep; in Muon's step all directions count alike, so that
+    it follows the text sooner.
     """
-    within = ("blocks.", "t_embedder.", "text_embedder.", "final_layer.adaLN_modulation.")
-    return weight.ndim == 2 and name.removeprefix("transformer.").startswith(within)
+    last = network.final_layer.linear
+    return {part.weight for part in network.modules() if isinstance(part, nn.Linear) and part is not last}
 
 
 def learning_rate_scale(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -56,4 +67,8 @@ def set_learning_rate(optimizers: list[Optimizer], scale: float) -> None:
     """Sets every group's learning rate to its full one times `scale`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["full_lr"] * scale
+            lr = group["full_lr"] * scale
+            if isinstance(group["lr"], torch.Tensor):  # as torchao has it
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

@@ -16,6 +16,7 @@ from mmdit.config import dump_config
 from mmdit.errors import Refused, Stopped
 from mmdit.models import DiT
 from mmdit.training import checkpoint as checkpoints
+from mmdit.training import lora
 from mmdit.training.build import describe_process
 from mmdit.training.init_from import init_from
 from mmdit.training.retention import check_retention, remove_old
@@ -70,6 +71,9 @@ def _not_written(run: Run, error: Exception) -> Stopped:
 
 
 def _write_weights(run: Run, folder: Path) -> None:
+    if run.config.lora is not None:
+        lora.write_weights(run.trainee, folder, base=not folder.name.startswith("ema"))
+        return
     folder.mkdir(exist_ok=True)
     run.trainee.transformer.save_pretrained(folder / "transformer")
     if run.trainee.text_encoder is not None:
@@ -131,11 +135,11 @@ def resume(run: Run, *, fallback: bool = False, accept_data: bool = False) -> No
 def _take_up(run: Run, path: Path, accept_data: bool) -> None:
     state = checkpoints.read_state(path)
     check_data(run, state, accept=accept_data)
-    weights = _read_weights(path)
+    weights = _read_weights(run, path)
     _check_vocabulary(run, path)
     run.trainee.load_state_dict(weights)
     for number, name in enumerate(_average_folders(run)):
-        run.ema.load(_read_weights(path / name), number)
+        run.ema.load(_read_weights(run, path / name), number)
     checkpoints.load_optimizers(run.optimizers, path / "optimizer.safetensors")
     run.step, run.bad_steps = state["step"], state["bad_steps"]
     run.skipped = state.get("skipped", 0)
@@ -147,7 +151,7 @@ def _take_up(run: Run, path: Path, accept_data: bool) -> None:
 def _check_vocabulary(run: Run, path: Path) -> None:
     """The embedded encoder's words come from the captions: other captions may number them anew."""
     if run.trainee.text_encoder is not None:
-        was = load_text_encoder(path).tokenizer.get_vocab()
+        was = load_text_encoder(lora.base_folder(path)).tokenizer.get_vocab()
         if was != (now := run.trainee.text_encoder.tokenizer.get_vocab()):
             new = ", ".join(sorted(now.keys() - was.keys())[:5]) or "none"
             raise Refused(
@@ -172,7 +176,8 @@ def _check_room(run: Run) -> None:
     """Refused where the disk has no room for the checkpoints that the run will hold at one time."""
     if run.step == run.config.steps:
         return
-    one = 4 * sum(weight.numel() * weight.element_size() for weight in run.trainee.parameters())  # EMA, two moments
+    copies = [(weight, 4 if weight.requires_grad else 1) for weight in run.trainee.parameters()]  # EMA, two moments
+    one = sum(count * weight.numel() * weight.element_size() for weight, count in copies)
     count = max(1, run.config.keep_checkpoints + 1 - len(checkpoints.list_checkpoints(run.folder)))
     free = shutil.disk_usage(run.folder).free
     if free < one * count:
@@ -183,8 +188,10 @@ def _check_room(run: Run) -> None:
         )  # fmt: skip
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(run: Run, folder: Path) -> dict[str, Tensor]:
     """State dict of a trainee from its folders."""
+    if run.config.lora is not None:
+        return lora.read_weights(run.trainee, folder)
     weights = {
         f"transformer.{k}": v
         for k, v in DiT.from_pretrained(folder / "transformer", use_safetensors=True).state_dict().items()

@@ -28,7 +28,9 @@ MUST_MATCH = {
     "flow", "flow.times", "flow.shift", "flow.mean", "flow.scale", "flow.mode",
     "diffusion", "diffusion.betas", "diffusion.prediction", "diffusion.variance", "diffusion.min_snr",
     "diffusion.zero_terminal_snr", "diffusion.timesteps",
-    "optimizer.lr", "optimizer.muon_lr", "optimizer.muon_rounds", "optimizer.betas", "optimizer.weight_decay",
+    "lora", "lora.rank", "lora.alpha", "lora.targets",
+    "optimizer.lr", "optimizer.adamw", "optimizer.muon_lr", "optimizer.muon_rounds", "optimizer.betas",
+    "optimizer.weight_decay",
     "optimizer.warmup", "optimizer.decay", "optimizer.clip_norm",
 }  # fmt: skip
 # What is written when, and by which kernel the same numbers are computed: a change is logged.

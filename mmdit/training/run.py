@@ -17,6 +17,8 @@ from mmdit.training.build import Inputs, build_network, build_process
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.ema import EMA
+from mmdit.training.init_from import base_text_encoder
+from mmdit.training.lora import add_adapters
 from mmdit.training.optimizer import make_optimizers
 from mmdit.training.processes import check_batches
 from mmdit.training.sources import Pool, Sources
@@ -91,7 +93,7 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     if sources.pools(config.data.validation_split):
         splits["validation"] = TrainingData(sources, config.data.validation_split, config)
     check_batches((bucket.batch_size for bucket in splits["train"].buckets), accelerator.num_processes)
-    text_encoder = _text_encoder(config, splits["train"].captions)
+    text_encoder = _text_encoder(config, folder, splits["train"].captions)
     is_trained = text_encoder is not None and text_encoder.training
     if text_encoder is not None:
         for split in splits.values():
@@ -101,6 +103,8 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     text_dim = text_encoder.dim if text_encoder is not None else 0
     transformer = build_network(config, Inputs(pool.latent, len(sources.labels), text_dim))
     trainee = Trainee(transformer, text_encoder if is_trained else None)
+    if config.lora is not None:
+        add_adapters(trainee, config.lora)
     trainee.to(accelerator.device)  # before optimizers and averages take their weights
     forward = torch.compile(trainee) if config.compile else trainee
     if any(shape.latent[1] == 1 for shape in splits["train"].pools) or config.data.image_share:
@@ -116,13 +120,15 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     return run
 
 
-def _text_encoder(config: RunConfig, captions: list[str]) -> TextEncoder | None:
-    """In training mode exactly when it is to be trained."""
+def _text_encoder(config: RunConfig, folder: Path, captions: list[str]) -> TextEncoder | None:
+    """In training mode exactly when it is a part of the trainee."""
     text = config.conditions.text
     if text is None:
         return None
     if text.encoder != "embedded":
         return load_text_encoder(text.encoder)
+    if config.lora is not None and (base := base_text_encoder(config, folder)) is not None:
+        return base.train()
     encoder = build_text_encoder(
         captions,
         width=text.width,

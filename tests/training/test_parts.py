@@ -6,6 +6,7 @@ from torch import nn
 
 from mmdit.conditioning import build_text_encoder
 from mmdit.models import create_model
+from mmdit.models.block import CONDITIONINGS
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import learning_rate_scale, make_optimizers, set_learning_rate
@@ -63,6 +64,23 @@ def test_muon_takes_the_matrices_between_hidden_vectors_and_nothing_else() -> No
     set_learning_rate([adamw, muon], 0.5)
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (5e-4, 5e-3)
     assert len(make_optimizers(trainee, OptimizerConfig())) == 1
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("tokens_by", ["cross-attention", "in-context"])
+def test_muon_takes_the_linear_layers_of_every_kind_of_network(conditioning: str, tokens_by: str) -> None:
+    """All that has a name that ends in weight, but for what is no product of hidden vectors: tables, norms, patches
+    and the output."""
+    network = create_model(
+        "tiny", sample_size=(3, 4, 4), in_channels=4, num_classes=3, text_dim=16, text_token_dim=16,
+        text_tokens_by=tokens_by, conditioning=conditioning, scalars=("fps",), layout="factorized", qk_norm=True,
+    )  # fmt: skip
+    _, muon = make_optimizers(Trainee(network, None), OptimizerConfig(muon_lr=1e-2))
+    taken = {id(weight) for weight in muon.param_groups[0]["params"]}
+    others = {name for name, weight in network.named_parameters() if id(weight) not in taken}
+    matrices = {name for name in others if name.endswith(".weight") and "norm" not in name}
+    assert matrices == {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"}
+    assert all(weight.ndim == 2 for weight in muon.param_groups[0]["params"])
 
 
 def test_buffers_are_copied_and_never_averaged() -> None:
