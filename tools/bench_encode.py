@@ -1,4 +1,4 @@
-"""`mmdit bench`: how fast this machine does the work, each figure beside what it is to be compared with."""
+"""`mmdit bench encode`: encoding, beside what it is to be compared with."""
 
 import json
 import statistics
@@ -6,12 +6,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmdit.tools import clip_options as options
-from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
     from mmdit.clips.buckets import Bucket
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def main(
-    what: Annotated[Literal["encode"], typer.Argument(help="encode: from video files to a latent store.")],
     codec: options.Codec = "fashion",
     bucket: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH of a clip.")] = "17x64x48",
     source_size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the video files.")] = "64x48",
@@ -143,7 +141,3 @@ def _device_name(device: str) -> str:
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or device
-
-
-if __name__ == "__main__":
-    run(main)
