@@ -272,3 +272,16 @@ def _in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _bytes(*groups: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for group in groups for value in group if isinstance(value, Tensor))
+
+
+def memory_cases(depth: int | None = None) -> Iterator[tuple[str, RunConfig, StepInputs, str]]:
+    """What the estimate is compared with measurements on: name, recipe, inputs and precision."""
+    shapes = {("DiT-S/2", "space"): (4, 1, 32, 32), ("DiT-S/4", "factorized"): (4, 8, 32, 32)}
+    for (preset, layout), shape in shapes.items():
+        for precision in ("float32", "bfloat16"):
+            for checkpointing in (0, 1):
+                model = {"preset": preset, "layout": layout, "depth": depth, "checkpointing": checkpointing}
+                values = {"steps": 1, "data": {"store": ""}, "conditions": {"labels": True}, "model": model}
+                name = f"{preset} {layout} {'x'.join(map(str, shape))} {precision}"
+                name += " with checkpointing" if checkpointing else ""
+                yield name, RunConfig.model_validate(values), StepInputs(Inputs(shape, 10)), precision

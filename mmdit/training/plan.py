@@ -165,7 +165,14 @@ def _largest(memory: StepMemory, clips: int, gpus: int, usable: int) -> int:
 
 
 def _advice(
-    config: RunConfig, inputs: StepInputs, precision: str, on_gpu: bool, clips: int, gpus: int, usable: int, largest: int
+    config: RunConfig,
+    inputs: StepInputs,
+    precision: str,
+    on_gpu: bool,
+    clips: int,
+    gpus: int,
+    usable: int,
+    largest: int,
 ) -> list[str]:
     """What to set so that it fits: the least that does."""
     if largest:
