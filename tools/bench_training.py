@@ -1,4 +1,4 @@
-"""`mmdit bench train`, `load` and `memory`: the training loop's own cost, its loader, and the memory that is planned."""
+"""`mmdit bench train`, `load` and `memory`: the loop's own cost, its loader, and the memory that is planned."""
 
 import json
 import statistics

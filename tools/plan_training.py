@@ -71,7 +71,7 @@ def _lines(plan: "RunPlan") -> list[str]:
     m, made_of = plan.memory, "clips" if plan.clips else "as told"
     shapes = ", ".join(f"{shape}" + (f" ({count})" if plan.clips else "") for shape, count in plan.latents.items())
     lines = [
-        f"network: {plan.parameters / 1e6:.2f} M parameters trained, {plan.macs_per_clip / 1e9:.3g} GMACs a clip forward",
+        f"network: {plan.parameters / 1e6:.2f} M parameters trained, {plan.macs_per_clip / 1e9:.4g} GMACs a clip",
         f"latents ({made_of}): {shapes}",
         f"step: {plan.clips_per_device * plan.devices} clips, {plan.clips_per_device} a device in parts of up to "
         f"{plan.micro_batch}, {plan.precision}, {plan.flops_per_step / 1e12:.4g} TFLOP",
@@ -91,7 +91,7 @@ def _lines(plan: "RunPlan") -> list[str]:
     if plan.seconds is None:
         lines.append(f"time: not known: no peak of {plan.device} in {plan.precision}")
     else:
-        lines.append(f"time: {_time(plan.seconds)} on {devices} at {plan.share_of_peak:.0%} of its peak ({plan.share_is}"
+        lines.append(f"time: {_time(plan.seconds)} on {devices} at {plan.share_of_peak:.0%} of peak ({plan.share_is}"
                      f"{'; nobody has measured it' if plan.share_is == 'assumed' else ''})")  # fmt: skip
     lines.append(f"disk: {_size(plan.disk_bytes)} of checkpoints at most, {_size(plan.checkpoint_bytes)} each")
     if plan.clips is not None:

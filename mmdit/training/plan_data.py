@@ -107,8 +107,7 @@ def step_inputs(config: RunConfig, data: PlanData, latent: Latent, text: tuple[i
     words = data.captions or [" ".join(f"word{number}" for number in range(_WORDS))]
     sizes: dict[str, Any] = about.model_dump(exclude={"encoder"})
     encoder = build_text_encoder(words, **sizes)
-    ids, mask = encoder.tokenize(data.captions) if data.captions else (None, None)
-    longest = about.max_tokens if mask is None else int(mask.sum(1).max())
+    longest = int(encoder.tokenize(data.captions)[1].sum(1).max()) if data.captions else about.max_tokens
     return StepInputs(Inputs(latent, data.labels, encoder.dim), longest, encoder)
 
 

@@ -15,7 +15,8 @@ def test_the_peak_is_the_devices_own() -> None:
 
 def test_devices_are_found_as_people_name_them() -> None:
     for said, name in (("h200", "H200"), ("a100-40gb", "A100 40GB"), ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
-                       ("A100", "A100"), ("h100_pcie", "H100 PCIe"), ("Tesla V100-SXM2-32GB", "V100 32GB")):  # fmt: skip
+                       ("A100", "A100"), ("h100_pcie", "H100 PCIe"),
+                       ("Tesla V100-SXM2-32GB", "V100 32GB")):  # fmt: skip
         found = find_device(said)
         assert found is not None and found.name == name
     h200, h100 = find_device("h200"), find_device("h100")

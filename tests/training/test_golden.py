@@ -17,16 +17,16 @@ from typing import Any
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ACCELERATE_USE_CPU"):  # as tests/conftest.py has it
     os.environ.setdefault(_name, "1")
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-from mmdit.clips.source import SourceClip
-from mmdit.config import load_config
-from mmdit.latents.plan import Planned
-from mmdit.latents.shards import Recorded, write_shard
-from mmdit.latents.tables import write_tables
-from mmdit.training.config import RunConfig
-from mmdit.training.loop import train
+from mmdit.clips.source import SourceClip  # noqa: E402
+from mmdit.config import load_config  # noqa: E402
+from mmdit.latents.plan import Planned  # noqa: E402
+from mmdit.latents.shards import Recorded, write_shard  # noqa: E402
+from mmdit.latents.tables import write_tables  # noqa: E402
+from mmdit.training.config import RunConfig  # noqa: E402
+from mmdit.training.loop import train  # noqa: E402
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SHAPE = (4, 3, 8, 6)

@@ -24,7 +24,8 @@ def small(*changes: str) -> tuple[RunConfig, PlanData]:
 def test_a_run_is_planned_from_its_store(recipe: Any, tmp_path: Any) -> None:
     config = recipe(steps=2, checkpoint_every=2)
     data = data_of_store(config)
-    plan = plan_run(config, data, gpu="h100", gpus=2, share=0.5)
+    half = config.model_copy(update={"precision": "bfloat16"})
+    plan = plan_run(half, data, gpu="h100", gpus=2, share=0.5)
     store = LatentStore.open(config.data.store)
     assert plan.clips == store.meta["counts"]["splits"]
     assert plan.epochs == 2 * 4 / plan.clips["train"]
@@ -34,7 +35,7 @@ def test_a_run_is_planned_from_its_store(recipe: Any, tmp_path: Any) -> None:
     state = find_checkpoint(tmp_path)
     tensors = sum(path.stat().st_size for path in state.rglob("*.safetensors"))
     assert plan.checkpoint_bytes == pytest.approx(tensors, rel=0.25)  # small files are half headers
-    faster = plan_run(config, data, gpu="h100", gpus=4, share=0.5)
+    faster = plan_run(half, data, gpu="h100", gpus=4, share=0.5)
     assert faster.seconds == pytest.approx(plan.seconds / 2)
 
 
