@@ -51,7 +51,8 @@ def data_of_store(config: RunConfig) -> PlanData:
     if not shapes:
         splits = ", ".join(clips) or "none"
         raise Refused("no clips to train on", where=store.place, got=f"splits {splits}", expected=config.data.split)
-    notes, captions = [], []
+    notes: list[str] = []
+    captions: list[str] = []
     skipped = store.meta["counts"]["skipped"]
     if skipped:
         notes.append(f"{skipped} clips could not be encoded and are not in the store: quarantine.parquet says why")

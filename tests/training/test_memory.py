@@ -12,6 +12,7 @@ from mmdit.config import parse_config
 from mmdit.training import loop
 from mmdit.training.build import Inputs
 from mmdit.training.config import RunConfig
+from mmdit.training.ema import EMA
 from mmdit.training.loop import train
 from mmdit.training.memory import StepInputs, measure_step, memory_cases, trace_step
 
@@ -32,7 +33,9 @@ def test_the_estimate_is_what_the_allocator_gave_out(name: str) -> None:
 def test_it_is_what_a_run_takes(recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of `train` itself, text encoder and Muon included: from the begin of the backward pass to the averages."""
     config = recipe(model__hidden_size=256, data__image_share=0.0, data__batch_size=8, data__micro_batch=8, steps=3)
-    plain, update, runs, profiles = loop._backward, loop.EMA.update, [], []
+    plain, update = loop._backward, EMA.update
+    runs: list[Any] = []
+    profiles: list[Any] = []
 
     def backward(run: Any, batch: Any) -> Any:
         if run.step == 1:  # the optimizers have their state
@@ -50,7 +53,7 @@ def test_it_is_what_a_run_takes(recipe: Callable[..., Any], tmp_path: Path, monk
             profiles[0].__exit__(None, None, None)
 
     monkeypatch.setattr(loop, "_backward", backward)
-    monkeypatch.setattr(loop.EMA, "update", end)
+    monkeypatch.setattr(EMA, "update", end)
     train(config, tmp_path)
     events = [event for event in profiles[0].profiler.kineto_results.events() if event.name() == "[memory]"]
     held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])

@@ -27,6 +27,7 @@ def test_a_run_is_planned_from_its_store(recipe: Any, tmp_path: Any) -> None:
     half = config.model_copy(update={"precision": "bfloat16"})
     plan = plan_run(half, data, gpu="h100", gpus=2, share=0.5)
     store = LatentStore.open(config.data.store)
+    assert plan.clips is not None and plan.seconds is not None
     assert plan.clips == store.meta["counts"]["splits"]
     assert plan.epochs == 2 * 4 / plan.clips["train"]
     assert plan.flops_per_step == 6 * plan.macs_per_clip * 4
@@ -60,6 +61,7 @@ def test_checkpointing_costs_time_and_saves_memory() -> None:
     assert plans[1].memory["activations"] < plans[0].memory["activations"] / 2
     assert plans[0].seconds is None  # float32
     times = [plan_run(*small("precision=bfloat16", f"model.checkpointing={n}"), gpu="a100").seconds for n in (0, 1)]
+    assert times[0] is not None
     assert times[1] == pytest.approx(times[0] * 8 / 6)
 
 
