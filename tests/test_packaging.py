@@ -127,7 +127,8 @@ def test_what_is_imported_is_declared() -> None:
     optional = ("xformers", "app", "ray", "lora", "eightbit")
     extras = {name_of(line) for extra in optional for line in table["optional-dependencies"][extra]}
     assert foreign <= dependencies | extras
-    assert dependencies <= foreign, f"not used: {dependencies - foreign}"
+    by_others = {"tensorboard"}  # torch's and accelerate's tracker imports it
+    assert dependencies <= foreign | by_others, f"not used: {dependencies - foreign}"
 
 
 @pytest.mark.slow

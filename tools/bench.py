@@ -1,149 +1,49 @@
 """`mmdit bench`: how fast this machine does the work, each figure beside what it is to be compared with."""
 
-import json
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-import typer
+from mmdit.tools.cli import Kinds, run
 
-from mmdit.tools import clip_options as options
-from mmdit.tools.cli import run
-
-if TYPE_CHECKING:
-    from mmdit.clips.buckets import Bucket
-    from mmdit.latents.codec import Codec
+KINDS = ("encode", "train", "load", "memory")
 
 
-def main(
-    what: Annotated[Literal["encode"], typer.Argument(help="encode: from video files to a latent store.")],
-    codec: options.Codec = "fashion",
-    bucket: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH of a clip.")] = "17x64x48",
-    source_size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the video files.")] = "64x48",
-    clips: Annotated[int, typer.Option(min=16, help="How many.")] = 256,
-    batch: options.Batch = 16,
-    workers: Annotated[int, typer.Option(min=1, help="Decoding processes.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the codec on a CPU.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Each is measured so many times; the median is told.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Measures encoding on video files that it makes: all of it, the codec alone, reading alone, and a plain loop.
+def overview() -> None:
+    """Measures this machine: encode, train, load or memory. Their options: mmdit bench train --help.
 
-    The codec alone has its clips in memory. The plain loop reads and encodes in turn, in one process. Times are of the
-    whole way, files of the store included.
+    \b
+    encode  from video files to a latent store, beside the codec alone and a plain loop
+    train   what of a training step is not forward, backward or optimizer step
+    load    how much faster batches are read than a training step takes them
+    memory  the memory that `mmdit plan` says a step takes, beside what it took
 
     Example:
       mmdit bench encode --clips 256 --source-size 128x96
+      mmdit bench train demo_fashion data.store=my_store
     """
-    import torch
+    from mmdit.errors import Refused
 
-    from mmdit.clips.buckets import Bucket
-    from mmdit.latents.codec import load_codec
-
-    torch.set_num_threads(threads)
-    device = options.device_of(device)
-    loaded, shape = load_codec(codec, device=device), Bucket.parse(bucket)
-    loaded.latent_size(shape)
-    with tempfile.TemporaryDirectory() as folder:
-        videos = _make_videos(Path(folder), clips, shape.frames, options.size_of(source_size))
-        measured = _encoding(Path(folder), videos, loaded, shape, batch, workers, runs)
-    rates = {name: clips / statistics.median(seconds) for name, seconds in measured.items()}
-    ratios = {
-        "encode / codec alone": rates["encode"] / rates["codec alone"],
-        "encode / plain loop": rates["encode"] / rates["plain loop"],
-    }
-    about = {
-        "device": _device_name(device), "codec": codec, "bucket": bucket, "source": source_size, "clips": clips,
-        "batch": batch, "workers": workers, "threads": threads, "runs": runs,
-    }  # fmt: skip
-    if as_json:
-        print(json.dumps({"about": about, "clips_per_second": rates, "ratios": ratios}))
-        return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for name, rate in rates.items():
-        print(f"{name:12} {rate:8.1f} clips/s")
-    for name, ratio in ratios.items():
-        print(f"{name:22} {ratio:.2f}")
+    raise Refused("nothing to measure", expected=f"one of {', '.join(KINDS)}", fix="see 'mmdit bench --help'")
 
 
-def _make_videos(folder: Path, count: int, frames: int, size: tuple[int, int]) -> list[Path]:
-    """Waves that move: as hard to decode as quiet footage of that size."""
-    import numpy as np
+def _pick(words: list[str], name: str) -> tuple[Callable[..., Any], list[str], str]:
+    from mmdit.errors import Refused
 
-    from mmdit.clips.video import write_clip
+    if not words or words[0].startswith("-"):
+        return overview, words, name
+    kind, rest = words[0], words[1:]
+    if kind not in KINDS:
+        raise Refused("no such benchmark", got=repr(kind), expected=f"one of {', '.join(KINDS)}")
+    if kind == "encode":
+        from mmdit.tools import bench_encode
 
-    y, x = np.mgrid[0 : size[0], 0 : size[1]]
-    paths = []
-    for number in range(count):
-        phases = 3 * np.arange(frames)[:, None, None, None] + 2 * np.arange(3)
-        wave = np.sin((x + y * (number % 7) / 3 + number)[None, :, :, None] / 9 + phases / 5)
-        paths.append(folder / "videos" / f"{number:05d}.mp4")
-        write_clip(paths[-1], (wave * 100 + 128).astype(np.uint8), 8)
-    return paths
+        return bench_encode.main, rest, f"{name} {kind}"
+    from mmdit.tools import bench_training
 
-
-def _encoding(
-    folder: Path, videos: list[Path], codec: "Codec", bucket: "Bucket", batch: int, workers: int, runs: int
-) -> dict[str, list[float]]:
-    """Seconds of each run, by what was measured. The kinds take turns, so that a slow minute slows all of them."""
-    import torch
-
-    from mmdit.clips.decode import read_clip
-    from mmdit.clips.source import find_source
-    from mmdit.clips.video import frames_to_clip
-    from mmdit.latents.encode import encode_clips
-    from mmdit.latents.request import ClipRules, EncodeOptions
-
-    shape: dict[str, Any] = {"frames": bucket.frames, "size": (bucket.height, bucket.width), "fps": 8.0}
-    rules, how = ClipRules((bucket,), 8.0), EncodeOptions(batch_size=batch, workers=workers, psnr_every=0)
-    clips = torch.stack([frames_to_clip(read_clip(path, **shape).frames) for path in videos])
-    stores = iter(range(runs + 1))
-
-    def encode() -> None:
-        encode_clips(find_source(videos[0].parent), folder / f"store-{next(stores)}", codec, rules, how)
-
-    def codec_alone() -> None:
-        for part in clips.split(batch):
-            codec.encode(part).mean.cpu()
-
-    def reading_alone() -> None:
-        for path in videos:
-            read_clip(path, **shape)
-
-    def plain_loop() -> None:
-        for first in range(0, len(videos), batch):
-            read = [frames_to_clip(read_clip(path, **shape).frames) for path in videos[first : first + batch]]
-            codec.encode(torch.stack(read)).mean.cpu()
-
-    kinds: dict[str, Callable[[], None]] = {
-        "encode": encode, "codec alone": codec_alone, "reading alone": reading_alone, "plain loop": plain_loop,
-    }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    for number in range(runs + 1):
-        for name, measured in kinds.items():
-            began = time.perf_counter()
-            measured()
-            if number:  # the first time is slower: files come from the disk, kernels are chosen
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+    return getattr(bench_training, kind), rest, f"{name} {kind}"
 
 
-def _device_name(device: str) -> str:
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    import platform
-
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or device
-
+main = Kinds(overview, _pick)
 
 if __name__ == "__main__":
     run(main)

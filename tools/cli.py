@@ -24,17 +24,25 @@ class Verb(NamedTuple):
     help: str
 
 
+class Kinds(NamedTuple):
+    """A verb of several kinds, each with options of its own. `pick` gives the kind's function, the words that it reads
+    and what it is called, or `overview`, whose docstring is the verb's help, where the words name no kind."""
+
+    overview: Callable[..., Any]
+    pick: Callable[[list[str], str], tuple[Callable[..., Any], list[str], str]]
+
+
 # A verb's module is imported only when that verb is called: `mmdit --help` loads neither torch nor typer.
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "mmdit.tools.demo", "the whole way in one command: make clips, encode, train, generate, score, report"
     ),
     "make-clips": Verb("mmdit.tools.make_clips", "draw fashion clips with captions and labels to learn from"),
-    "plan": Verb("mmdit.tools.plan", "say what encode would keep, drop and cost, and do none of it"),
+    "plan": Verb("mmdit.tools.plan", "say what encoding or training would take, and do none of it"),
     "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
     "verify": Verb("mmdit.tools.verify", "read a whole latent store, and find or repair what is damaged"),
     "inspect": Verb("mmdit.tools.inspect_store", "show what is in a latent store: figures, and a page of its clips"),
-    "bench": Verb("mmdit.tools.bench", "measure how fast this machine encodes"),
+    "bench": Verb("mmdit.tools.bench", "measure encoding, training and its memory on this machine"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
@@ -81,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_ending(lambda: call(importlib.import_module(VERBS[first].module).main, first, words[1:]), debug))
 
 
-def run(function: Callable[..., Any]) -> None:
+def run(function: Callable[..., Any] | Kinds) -> None:
     """Runs one verb's `main` as a program of its own: `python tools/VERB.py`, also under torchrun and accelerate."""
     words = sys.argv[1:]
     debug = _take_debug(words)
@@ -105,10 +113,12 @@ def words_given() -> list[str]:
     return list(_words)
 
 
-def call(function: Callable[..., Any], name: str, words: list[str], prefix: str = "mmdit ") -> int:
+def call(function: Callable[..., Any] | Kinds, name: str, words: list[str], prefix: str = "mmdit ") -> int:
     import typer
 
     _words[:] = words
+    if isinstance(function, Kinds):
+        function, words, name = function.pick(words, name)
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=_help_text(function))(function)

@@ -17,8 +17,9 @@ from mmdit.errors import Refused, Stopped
 from mmdit.training.checkpoint import find_checkpoint
 from mmdit.training.config import RunConfig
 from mmdit.training.data import Batch
+from mmdit.training.devices import device_peak
 from mmdit.training.loader import batches
-from mmdit.training.meter import Meter, device_peak
+from mmdit.training.meter import Meter
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
 from mmdit.training.reporting import Report, report_kept

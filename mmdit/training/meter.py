@@ -15,28 +15,6 @@ TIMED = (
     "seconds", "clips_per_s", "tokens_per_s", "model_flops_per_s", "peak_share", "data_wait_share", "memory_bytes",
 )  # fmt: skip
 
-# Dense bfloat16 (float16 where there is none) multiply-accumulates count as two; 10^12 a second; makers' data sheets.
-# The first name that is contained in the device's counts.
-_PEAKS = {
-    "B200": 2250, "H200": 989.4, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989.4, "A100": 312, "L40S": 362, "L4": 121,
-    "V100": 125, "T4": 65,
-}  # fmt: skip
-
-
-def device_peak(name: str, precision: str) -> float | None:
-    """Operations a second that a device of this name could do at most, or None where that is not known.
-
-    Args:
-        precision: "bf16" or "fp16"; others are not known.
-    """
-    if precision not in ("bf16", "fp16"):
-        return None
-    words = name.replace("-", " ")
-    for known, peak in _PEAKS.items():
-        if f" {known} " in f" {words} ":
-            return peak * 1e12
-    return None
-
 
 class Meter:
     """Counts what this process trained on and how long that took; `line` says it of all processes together.

@@ -58,9 +58,14 @@ def can_float16(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def cpu_is_quick_at_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def _mixed_precision(precision: str) -> str:
     if precision == "auto":
-        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_is_quick_at_bfloat16()
         precision = "bfloat16" if quick else "float32"
     return "bf16" if precision == "bfloat16" else "no"
 
