@@ -19,9 +19,11 @@ from mmdit.training.data import Batch
 from mmdit.training.meter import Meter, device_peak
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
-from mmdit.training.resume import resume, save
+from mmdit.training.resume import finish_save, resume, save
 from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
+from mmdit.training.sharding import no_sync, whole
+from mmdit.training.snapshot import Writer
 
 # Called after each step with (steps done, steps in all, {"loss": ..., "clips_per_s": ...}), on the main process.
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -48,9 +50,10 @@ def train(
         Stopped: asked to stop (SIGTERM), or no finite loss for a while; the last checkpoint is whole.
     """
     accelerator = make_accelerator(config)
-    with hold_together(folder, accelerator), until_sigterm() as stop_wanted:
+    with hold_together(folder, accelerator), until_sigterm() as stop_wanted, Writer() as writer:
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
+        run.writer = writer
         resume(run, fallback=fallback, accept_data=accept_data)
         share = config.data.batch_size // accelerator.num_processes
         slots = range(share * accelerator.process_index, share * (accelerator.process_index + 1))
@@ -88,12 +91,14 @@ def train(
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stop:
                 save(run)
             if stop and run.step < config.steps:
+                finish_save(run)
                 raise Stopped(
                     "training was asked to stop",
                     where=folder,
                     got=f"step {run.step} of {config.steps}, saved",
                     fix="the same command goes on from here",
                 )
+        finish_save(run)
     return find_checkpoint(folder)
 
 
@@ -104,7 +109,7 @@ def _backward(run: Run, batch: Batch) -> Tensor:
     done: list[Tensor] = []
     for number, part in enumerate(parts, 1):
         # Processes exchange the gradient once, when it is whole.
-        with contextlib.nullcontext() if number == len(parts) else run.accelerator.no_sync(run.module):
+        with contextlib.nullcontext() if number == len(parts) else no_sync(run.accelerator, run.trainee, run.module):
             losses = _losses(run, run.module, part, "train")
             run.accelerator.backward(run.scaler.scale(losses.mean() * (len(part.rows) / count)))
         done.append(losses.detach())
@@ -134,7 +139,8 @@ def _gradient_norm(run: Run) -> Tensor:
     """The norm of the gradient, out of the loss scaler's scale again."""
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
-    return nn.utils.get_total_norm([weight.grad for weight in run.trainee.parameters() if weight.grad is not None])
+    gradients = [weight.grad for weight in run.trainee.parameters() if weight.grad is not None]
+    return whole(nn.utils.get_total_norm(gradients))
 
 
 def _judge(run: Run, losses: Tensor, norm: Tensor) -> tuple[float, bool]:

@@ -34,7 +34,7 @@ MAY_CHANGE = {
     "log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_checkpoints", "keep_best",
     "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
     "model.checkpointing",
-    "compile", "ema_device",
+    "compile", "ema_device", "sharding", "keep_hours",
 }  # fmt: skip
 # A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
 IGNORED = {"data.store", "init_from", "init_weights"}
