@@ -197,7 +197,7 @@ class RunConfig(Config):
     """Compile the network with torch.compile: quicker steps after a first one that takes minutes."""
     sharding: Literal["none", "full"] = "none"
     """How several processes hold the weights: "none" has a copy on each (DDP), "full" has a part of every weight, with
-    its average and optimizer state, on each (FSDP2), for networks too large for one device. Checkpoints go with both."""
+    its average and optimizer state, on each (FSDP2), for networks too large for one. Checkpoints go with both."""
     data: DataConfig
     conditions: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()

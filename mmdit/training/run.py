@@ -85,7 +85,6 @@ class Run:
     """Sum and count of the finite losses since the last logged line."""
     text_fingerprint: str | None = None
     """Of the text encoder, where it is a frozen one."""
-    shell: Trainee | None = None
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints."""
     writers: dist.ProcessGroup | None = None
