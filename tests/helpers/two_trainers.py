@@ -16,6 +16,7 @@ from mmdit.config import parse_config
 from mmdit.errors import Refused, Stopped
 from mmdit.training import loop
 from mmdit.training.config import RunConfig
+from mmdit.training.sharding import whole
 
 
 def main(folder: Path) -> None:
@@ -65,7 +66,8 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
     finally:
         loop._losses = plain
         number = kept[0].accelerator.process_index
-        torch.save(kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
+        weights = {name: whole(value) for name, value in kept[0].trainee.state_dict().items()}
+        torch.save(weights, folder.parent / f"{folder.name}-{number}.pt")
 
 
 if __name__ == "__main__":
