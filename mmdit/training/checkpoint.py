@@ -151,10 +151,15 @@ def load_optimizers(optimizers: list[Optimizer], checkpoint: Path) -> None:
     weights = [[weight for group in o.param_groups for weight in group["params"]] for o in optimizers]
     tensors = {}
     for name, about in shapes_in(folder).items():
-        number, parameter, _ = name.split(".", 2)
-        weight = weights[int(number)][int(parameter)]
-        alike = about.size == weight.shape  # held in parts as its weight is
-        tensors[name] = torch.empty_like(weight) if alike else torch.empty(about.size)
+        try:
+            number, parameter, _ = name.split(".", 2)
+            weight = weights[int(number)][int(parameter)]
+        except (ValueError, IndexError):
+            raise Refused("state of another optimizer", where=folder, got=name, fix=FALLBACK) from None
+        if about.size not in (weight.shape, torch.Size()):  # a step with others would write past their ends
+            raise Refused("state of another optimizer", where=folder, got=f"{name} {tuple(about.size)}",
+                          expected=f"{tuple(weight.shape)}, or one number", fix=FALLBACK)  # fmt: skip
+        tensors[name] = torch.empty_like(weight) if about.size == weight.shape else torch.empty(())
     read_shards(folder, tensors)
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pairs import free_port
 from safetensors.torch import load_file
 
+from mmdit.config import parse_config
 from mmdit.errors import Refused
 from mmdit.training.checkpoint import find_checkpoint, list_checkpoints
 from mmdit.training.config import RunConfig
@@ -21,18 +24,19 @@ from mmdit.training.shards import read_whole
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 150
+STANDALONE = ("--standalone", "--nproc-per-node", 2)
 CHANGES: dict[str, Any] = {
     "steps": 10, "checkpoint_every": 5, "keep_checkpoints": 3, "validate_every": 10, "optimizer__muon_lr": None,
     "ema_decay": [0.9, 0.5],
 }  # fmt: skip
 
 
-def torchrun(program: Path, *words: object) -> "subprocess.CompletedProcess[str]":
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+def torchrun(*words: object, start: tuple[object, ...] = STANDALONE) -> "subprocess.CompletedProcess[str]":
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     if not torch.accelerator.is_available():
         env.pop("ACCELERATE_USE_CPU")  # nobody who has a CPU alone sets it
-    return subprocess.run([*start, *map(str, words)], env=env, timeout=LIMIT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, start), *map(str, words)]
+    return subprocess.run(command, env=env, timeout=LIMIT, capture_output=True, text=True)
 
 
 def forget_the_end(run: Path) -> None:
@@ -60,7 +64,10 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     """Weights, averages and optimizer state of two checkpoints, whole ones or parts, to 1e-5."""
     for path in one.rglob("*.safetensors"):
         name = path.relative_to(one)
-        here, there = load_file(path), read_whole((other / name).parent if (other / name).exists() else other / name.stem)
+        here, there = (
+            load_file(path),
+            read_whole((other / name).parent if (other / name).exists() else other / name.stem),
+        )
         assert here.keys() == there.keys()
         for key, value in here.items():
             torch.testing.assert_close(there[key], value, rtol=0, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")  # noqa: B023
@@ -105,11 +112,21 @@ def test_a_batch_that_does_not_divide_is_refused(runs: Path) -> None:
     )
 
 
-def test_torchrun_runs_the_program(runs: Path, tmp_path: Path) -> None:
+def test_torchrun_runs_the_program_on_one_node_and_on_two(runs: Path, tmp_path: Path) -> None:
+    """Copies of the weights in two processes of one node; parts of them on two nodes, each with its own torchrun."""
     shutil.copy(runs / "recipe.json", tmp_path / "recipe.yaml")  # JSON is YAML
-    done = torchrun(ROOT / "tools" / "train.py", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("trained: ") == 1  # one process speaks for all
+    words = (ROOT / "tools" / "train.py", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    if parse_config(RunConfig, json.loads((runs / "recipe.json").read_text()), where="it").sharding == "none":
+        done = [torchrun(*words)]
+    else:
+        port = free_port()
+        places = [
+            ("--nnodes", 2, "--node-rank", i, "--master-addr", "127.0.0.1", "--master-port", port) for i in (0, 1)
+        ]
+        with ThreadPoolExecutor() as nodes:
+            done = list(nodes.map(lambda place: torchrun(*words, start=(*place, "--nproc-per-node", 1)), places))
+    assert [node.returncode for node in done] == [0] * len(done), done[0].stderr[-3000:]
+    assert "".join(node.stdout for node in done).count("trained: ") == 1  # one process speaks for all
     assert log(tmp_path / "run", "loss") == log(runs / "two", "loss")
 
 

@@ -43,7 +43,7 @@ CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
     "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
     "model__attention_backend": "math", "data__micro_batch": 2, "compile": True, "ema_device": "cpu",
-    "model__checkpointing": 1,
+    "model__checkpointing": 1, "sharding": "full", "keep_hours": 2.0,
 }  # fmt: skip
 
 
