@@ -103,7 +103,7 @@ def _write_groups(run: Run, part: Path, groups: Groups, shards: Path | None) -> 
         trainee = with_weights(trainee, tensors)  # an average is of what is trained, and the rest as it was
         _write_weights(trainee, part if group == "weights" else part / group)
     if shards is None:
-        files.write_safetensors(part / "optimizer.safetensors", groups["optimizer"])
+        files.write_safetensors(part / "optimizer.safetensors", dict(groups["optimizer"]))
     else:
         (shards / "optimizer").rename(part / "optimizer")
 

@@ -75,12 +75,12 @@ def no_sync(accelerator: Accelerator, trainee: nn.Module, module: nn.Module) -> 
 
 def local(value: Tensor) -> Tensor:
     """This process's part, which shares its memory; a whole tensor is itself."""
-    return value.to_local() if isinstance(value, DTensor) else value  # type: ignore[no-any-return]
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def whole(value: Tensor) -> Tensor:
     """All parts put together; every process must ask alike."""
-    return value.full_tensor() if isinstance(value, DTensor) else value  # type: ignore[no-any-return]
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

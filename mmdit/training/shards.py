@@ -6,7 +6,6 @@ reads what any number wrote; a single safetensors file without places is a folde
 """
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ def offsets(value: Tensor) -> list[int] | None:
     if not isinstance(value, DTensor):
         return [0] * value.ndim if dist.get_rank() == 0 else None
     (part,) = value.__create_chunk_list__()
-    return list(part.offsets) if math.prod(part.sizes) else None
+    return list(part.offsets) if part.sizes.numel() else None
 
 
 def write_together(folder: Path, groups: Groups, places: Places, processes: dist.ProcessGroup) -> None:
@@ -72,8 +71,9 @@ def shapes_in(folder: Path) -> dict[str, TensorStorageMetadata]:
         Refused: the places in the headers are none, or the parts leave gaps.
     """
     try:
-        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        sound = all(sum(math.prod(c.sizes) for c in about.chunks) == math.prod(about.size) for about in found.values())
+        about = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        found = {name: one for name, one in about.items() if isinstance(one, TensorStorageMetadata)}
+        sound = all(sum(part.sizes.numel() for part in one.chunks) == one.size.numel() for one in found.values())
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise Refused("shards that are not read", where=folder, got=f"{type(error).__name__}: {error}") from None
     if not sound:

@@ -1,4 +1,4 @@
-"""Faults while two processes train together: one is told to stop, or dies, or its disk is full, while a thread writes."""
+"""Faults while two processes train together, or while a thread writes: signals, a death, a full disk."""
 
 import json
 import os
@@ -83,7 +83,11 @@ def test_steps_go_on_while_a_checkpoint_is_written_as_it_was(
     start = Writer.start
 
     def held_back(self: Writer, work: Callable[[], None]) -> None:
-        start(self, lambda: (go_on.wait(60), work())[1])
+        def later() -> None:
+            go_on.wait(60)
+            work()
+
+        start(self, later)
 
     def progress(step: int, *_: object) -> None:
         steps.append((step, len(list_checkpoints(tmp_path / "late"))))

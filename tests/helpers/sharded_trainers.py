@@ -43,10 +43,10 @@ def main(folder: Path) -> None:
     train(config(init_from=str(folder / "source"), steps=2), folder / "begun")
     train(config(precision="bfloat16", data__micro_batch=1, model__checkpointing=1), folder / "bfloat16")
     counter, plain = CompileCounter(), torch.compile
-    torch.compile = lambda module: plain(module, backend=counter)
+    setattr(torch, "compile", lambda module: plain(module, backend=counter))  # noqa: B010  mypy
     train(config(compile=True, data__image_share=0.0, steps=2), folder / "compiled")
     torch.compile = plain
-    said = {"compiled": counter.frame_count}
+    said: dict[str, Any] = {"compiled": counter.frame_count}
     for name, change in (("muon", {"optimizer__muon_lr": 0.1}), ("float16", {"precision": "float16"})):
         try:
             train(config(**change), folder / name)

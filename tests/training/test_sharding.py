@@ -53,7 +53,7 @@ def log(run: Path, key: str) -> list[Any]:
     return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def said(runs: Path, key: str) -> list[str]:
+def said(runs: Path, key: str) -> list[Any]:
     return [json.loads((runs / f"said-{rank}.json").read_text())[key] for rank in (0, 1)]
 
 
