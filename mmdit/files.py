@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ PART = ".part-"
 _UMASK = os.umask(0o022)  # can only be read by setting it
 os.umask(_UMASK)
 _seen: dict[str, int] = {}
+_counting = threading.Lock()  # a thread may write beside the main one
 
 
 def _fault_point(path: Path, stage: str, part: Path | None = None) -> None:
@@ -37,8 +39,9 @@ def _fault_point(path: Path, stage: str, part: Path | None = None) -> None:
     text, _, nth = rest.partition("#")
     if text not in f"{path.as_posix()}:{stage}":
         return
-    _seen[plan] = _seen.get(plan, 0) + 1
-    if nth and _seen[plan] != int(nth):
+    with _counting:
+        seen = _seen[plan] = _seen.get(plan, 0) + 1
+    if nth and seen != int(nth):
         return
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

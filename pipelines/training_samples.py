@@ -16,7 +16,7 @@ import torch
 import mmdit
 from mmdit import files
 from mmdit.clips.video import clip_to_frames
-from mmdit.conditioning import Labels, load_text_encoder
+from mmdit.conditioning import Labels, TextEncoder, load_text_encoder
 from mmdit.conditioning.text import TextFeatures, quiet
 from mmdit.diffusion import make_scheduler, samplers_for
 from mmdit.pipelines.clip_pipeline import ClipPipeline
@@ -139,9 +139,14 @@ def _of_clips(run: Run, count: int) -> list[Condition]:
 
 
 def _read_once(encoder: str, prompts: list[str]) -> dict[str, TextFeatures]:
-    with quiet(), torch.no_grad():
-        unlike = list(dict.fromkeys(["", *prompts]))
-        said = load_text_encoder(encoder).encode(unlike)
+    with quiet():
+        return _said(load_text_encoder(encoder), prompts)
+
+
+@torch.no_grad()
+def _said(encoder: TextEncoder, prompts: list[str]) -> dict[str, TextFeatures]:
+    unlike = list(dict.fromkeys(["", *prompts]))
+    said = encoder.encode(unlike)
     rows = zip(unlike, said.pooled, said.tokens, said.mask, strict=True)
     return {prompt: TextFeatures(*parts) for prompt, *parts in rows}
 
@@ -157,6 +162,9 @@ def _make_all(
     with run.ema.in_place_of_weights(run.trainee):
         run.trainee.eval()
         pipeline.vae.to(accelerator.device)
+        if run.writers is not None and run.trainee.text_encoder is not None:
+            # Its weights lie in parts, which come together where the encoder is called as a whole.
+            pipeline.said = _said(run.trainee.text_encoder, [clip.condition.prompt for clip in wanted])
         for first in range(0, len(wanted), processes):
             count = min(processes, len(wanted) - first)
             made = torch.zeros(count, frames, height, width, 3, dtype=torch.uint8, device=accelerator.device)

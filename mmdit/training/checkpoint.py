@@ -3,7 +3,8 @@
 checkpoints/step-0001500/
     transformer/  text_encoder/  tokenizer/     the weights as trained (diffusers and transformers folders)
     ema/transformer/  ema/text_encoder/         their moving average
-    optimizer.safetensors                       state of all optimizers
+    optimizer.safetensors                       state of all optimizers; where processes held it in parts (sharding),
+    optimizer/shard-00000-of-00002.safetensors  what each of them held, in place of it
     state.json                                  step, label names, codec, shape of the clips, counters
     manifest.json                               size and sha256 of every file, written last
 
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.optim import Optimizer
 
 from mmdit import __version__, files
 from mmdit.errors import Refused
 from mmdit.training.data_files import check_data_file
 from mmdit.training.eight_bit import from_plain, to_plain
+from mmdit.training.shards import read_shards, shapes_in
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -143,10 +144,33 @@ def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
     }
 
 
-def load_optimizers(optimizers: list[Optimizer], path: Path) -> None:
-    """Gives the state that `optimizer_tensors` took back to optimizers of the same build."""
+def load_optimizers(optimizers: list[Optimizer], checkpoint: Path) -> None:
+    """Gives the state that `optimizer_tensors` took back to optimizers of the same build, on any number of processes.
+
+    Raises:
+        Refused: its parts are not sound, or of another network.
+    """
+    folder = checkpoint / "optimizer" if (checkpoint / "optimizer").is_dir() else checkpoint
+    weights = [[weight for group in o.param_groups for weight in group["params"]] for o in optimizers]
+    tensors = {}
+    for name, about in shapes_in(folder).items():
+        if not name[0].isdecimal():
+            continue  # of a LoRA, whose adapters lie in the same folder
+        try:
+            number, parameter, _ = name.split(".", 2)
+            weight = weights[int(number)][int(parameter)]
+        except (ValueError, IndexError):
+            raise Refused("state of another optimizer", where=folder, got=name, fix=FALLBACK) from None
+        eight_bit = name.endswith((".scale", ".qmap"))
+        if about.size not in (weight.shape, torch.Size()) and not eight_bit:  # a step would write past their ends
+            raise Refused("state of another optimizer", where=folder, got=f"{name} {tuple(about.size)}",
+                          expected=f"{tuple(weight.shape)}, or one number", fix=FALLBACK)  # fmt: skip
+        dtype = about.properties.dtype
+        same = about.size == weight.shape
+        tensors[name] = torch.empty_like(weight, dtype=dtype) if same else torch.empty(about.size, dtype=dtype)
+    read_shards(folder, tensors)
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
-    for name, value in load_file(path).items():
+    for name, value in tensors.items():
         number, parameter, key = name.split(".", 2)
         states[int(number)].setdefault(int(parameter), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):

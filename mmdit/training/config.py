@@ -263,6 +263,9 @@ class RunConfig(Config):
     scaler, is for CUDA devices without bfloat16."""
     compile: bool = False
     """Compile the network with torch.compile: quicker steps after a first one that takes minutes."""
+    sharding: Literal["none", "full"] = "none"
+    """How several processes hold the weights: "none" has a copy on each (DDP), "full" has a part of every weight, with
+    its average and optimizer state, on each (FSDP2), for networks too large for one. Checkpoints go with both."""
     data: DataConfig
     conditions: ConditionConfig = ConditionConfig()
     model: ModelConfig = ModelConfig()
@@ -297,6 +300,8 @@ class RunConfig(Config):
     """Keep the checkpoint with the lowest held-out loss too; validate_every must divide checkpoint_every."""
     keep_every: int | None = Field(None, ge=1)
     """Checkpoints whose step is a multiple of it stay for good; null for none."""
+    keep_hours: float | None = Field(None, gt=0.0)
+    """Checkpoints written at most so many hours before the newest one stay too; null for none."""
     init_from: str | None = None
     """Start a new run from the weights of a run, a checkpoint, a pipeline folder or a network's folder; null from
     random ones. A run that is resumed does not read it."""

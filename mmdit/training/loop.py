@@ -23,9 +23,11 @@ from mmdit.training.meter import Meter
 from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
 from mmdit.training.reporting import Report, report_kept
-from mmdit.training.resume import resume, save
+from mmdit.training.resume import finish_save, resume, save
 from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
+from mmdit.training.sharding import no_sync, whole
+from mmdit.training.snapshot import Writer
 from mmdit.training.trackers import TrackersOfRun, open_trackers
 from mmdit.training.validation import held_out
 
@@ -66,10 +68,12 @@ def train(
         hold_together(folder, accelerator),
         until_sigterm() as stop_wanted,
         report_kept(report, config, folder) as keep_report,
+        Writer() as writer,
         contextlib.ExitStack() as opened,
     ):
         check_same_recipe(config, folder)
         run = begin_run(config, folder, accelerator)
+        run.writer = writer
         resume(run, fallback=fallback, accept_data=accept_data)
         take_samples = _prepared(run, sample)
         trackers = opened.enter_context(open_trackers(run))
@@ -109,6 +113,7 @@ def train(
                 save(run)
             keep_report(run.step)
             if stop and run.step < config.steps:
+                finish_save(run)
                 raise Stopped(
                     "training was asked to stop",
                     where=folder,
@@ -117,6 +122,7 @@ def train(
                 )
             if take_samples is not None and _sample_is_due(run):
                 trackers.show(take_samples(stop_wanted), run.step)
+        finish_save(run)
     return find_checkpoint(folder)
 
 
@@ -134,7 +140,7 @@ def _backward(run: Run, batch: Batch) -> Tensor:
     done: list[Tensor] = []
     for number, part in enumerate(parts, 1):
         # Processes exchange the gradient once, when it is whole.
-        with contextlib.nullcontext() if number == len(parts) else run.accelerator.no_sync(run.module):
+        with contextlib.nullcontext() if number == len(parts) else no_sync(run.accelerator, run.trainee, run.module):
             losses = _losses(run, run.module, part)
             run.accelerator.backward(run.scaler.scale(losses.mean() * (len(part) / count)))
         done.append(losses.detach())
@@ -161,7 +167,8 @@ def _gradient_norm(run: Run) -> Tensor:
     """The norm of the gradient, out of the loss scaler's scale again."""
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
-    return nn.utils.get_total_norm([weight.grad for weight in run.trainee.parameters() if weight.grad is not None])
+    gradients = [weight.grad for weight in run.trainee.parameters() if weight.grad is not None]
+    return whole(nn.utils.get_total_norm(gradients))
 
 
 def _judge(run: Run, losses: Tensor, norm: Tensor) -> tuple[float, bool]:

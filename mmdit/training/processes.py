@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from mmdit import files
 from mmdit.errors import Refused
 from mmdit.training.config import RunConfig
+from mmdit.training.sharding import check_sharding, is_sharded
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -23,8 +24,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     float16 stays outside of accelerate: its scaler would unscale the gradients of a second optimizer twice.
 
     Raises:
-        Refused: float16 where there is no CUDA device, the batch does not divide over the processes, or these do not
-            find each other.
+        Refused: float16 where there is no CUDA device, the batch does not divide over the processes, these do not
+            find each other, or something in the recipe does not go with sharding.
     """
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     # Without `cpu`, accelerate takes each process for one of its own where there is no accelerator.
@@ -38,6 +39,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             "float16 needs a CUDA device", got=f"precision=float16 on {accelerator.device.type}",
             fix="set precision=auto, which is bfloat16 or float32",
         )  # fmt: skip
+    if is_sharded(config, accelerator):
+        check_sharding(config)
     check_batches([config.data.batch_size], count)
     return accelerator
 

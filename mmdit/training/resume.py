@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from mmdit.training import checkpoint as checkpoints
 from mmdit.training import lora
 from mmdit.training.build import describe_process
 from mmdit.training.init_from import init_from
+from mmdit.training.processes import on_any
 from mmdit.training.retention import check_retention, remove_old
-from mmdit.training.run import Run
+from mmdit.training.run import Run, Trainee, with_weights
 from mmdit.training.run_data import check_data, data_state
+from mmdit.training.sharding import load_weights, local, whole
+from mmdit.training.shards import Groups, Places, offsets, read_whole, write_together
 
 log = logging.getLogger("mmdit.training")
 
@@ -29,27 +33,80 @@ DAMAGED = "damaged-"  # before the name of a checkpoint that --fallback passed o
 
 
 def save(run: Run) -> None:
-    """Writes the checkpoint of the current step, then lets the old ones go that the recipe does not keep.
+    """Copies what the checkpoint of the current step holds, and begins to write it while training goes on.
+
+    Once it is whole and verifies, the old ones go that the recipe does not keep. `finish_save` waits for it, as the
+    next `save` does.
 
     Raises:
-        Stopped: it cannot be written; the checkpoints before it are whole.
+        Stopped: the one before could not be written; those before it are whole.
     """
-    run.accelerator.wait_for_everyone()
+    finish_save(run)
     path = checkpoints.checkpoint_path(run.folder, run.step)
-    if run.accelerator.is_main_process and not path.exists():
-        try:
+    sharded = run.writers is not None
+    if on_any(run.accelerator, path.exists()) or not (sharded or run.accelerator.is_main_process):
+        return
+    groups = _tensors(run)
+    weights, places = groups["weights"], {}
+    if sharded:  # an average begins where its weight does
+        places = {
+            group: {name: offsets(weights.get(name, value)) for name, value in tensors.items()}
+            for group, tensors in groups.items()
+        }
+    flat = {f"{group}/{name}": local(value) for group, tensors in groups.items() for name, value in tensors.items()}
+    copies = run.writer.copy(flat)
+    copied = {group: {name: copies[f"{group}/{name}"] for name in tensors} for group, tensors in groups.items()}
+    run.writer.start(partial(_write, run, path, copied, places, _state(run)))
+
+
+def finish_save(run: Run) -> None:
+    """Until the checkpoint under way is whole on the disk, for all processes; Stopped where it could not be written."""
+    failure = run.writer.wait()
+    failed = on_any(run.accelerator, failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise _not_written(run.folder, run.step, "another process, which says why")
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds: weights, each average, optimizer state."""
+    averages = dict(zip(_average_folders(run), run.ema.all_averages, strict=True))
+    return {
+        "weights": run.trainee.state_dict(), **averages, "optimizer": checkpoints.optimizer_tensors(run.optimizers),
+    }  # fmt: skip
+
+
+def _write(run: Run, path: Path, groups: Groups, places: Places, state: dict[str, Any]) -> None:
+    """In the thread of the writer: of the run, only what stays as it is may be read."""
+    shards = path.with_name(f"{files.PART}shards-{path.name}")
+    try:
+        if run.writers is not None:
+            write_together(shards, groups, places, run.writers)
+        if run.accelerator.is_main_process:
             with files.new_folder(path) as part:
-                _write_weights(run, part)
-                for number, name in enumerate(_average_folders(run)):
-                    with run.ema.in_place_of_weights(run.trainee, number):
-                        _write_weights(run, part / name)
-                files.write_safetensors(part / "optimizer.safetensors", checkpoints.optimizer_tensors(run.optimizers))
-                files.write_json(part / "state.json", _state(run))
+                _write_groups(run, part, groups, shards if run.writers is not None else None)
+                files.write_json(part / "state.json", state)
                 checkpoints.write_manifest(part)
             remove_old(run.folder, run.config)
-        except (OSError, SafetensorError) as error:
-            raise _not_written(run, error) from error
-    run.accelerator.wait_for_everyone()
+    except (OSError, SafetensorError) as error:
+        raise _not_written(run.folder, state["step"], error) from error
+    finally:
+        if run.accelerator.is_main_process:
+            shutil.rmtree(shards, ignore_errors=True)
+
+
+def _write_groups(run: Run, part: Path, groups: Groups, shards: Path | None) -> None:
+    """Portable folders of whole weights, one after the other, and the optimizers' state as it is held."""
+    trainee = run.shell
+    for group in ("weights", *_average_folders(run)):
+        tensors = groups[group] if shards is None else read_whole(shards / group)
+        trainee = with_weights(trainee, tensors)  # an average is of what is trained, and the rest as it was
+        _write_weights(run, trainee, part if group == "weights" else part / group)
+    if shards is None:
+        files.write_safetensors(part / "optimizer.safetensors", dict(groups["optimizer"]))
+    else:
+        (shards / "optimizer").rename(part / "optimizer")
 
 
 def _average_folders(run: Run) -> list[str]:
@@ -57,27 +114,27 @@ def _average_folders(run: Run) -> list[str]:
     return ["ema", *(f"ema_{decay}" for decay in run.ema.decays[1:])]
 
 
-def _not_written(run: Run, error: Exception) -> Stopped:
+def _not_written(folder: Path, step: int, error: object) -> Stopped:
     """SafetensorError has no number of its own: its text does."""
     number = getattr(error, "errno", None)
     full = number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
-    found = checkpoints.list_checkpoints(run.folder)
+    found = checkpoints.list_checkpoints(folder)
     return Stopped(
         "the disk is full" if full else "the checkpoint cannot be written",
-        where=run.folder,
-        got=f"step {run.step} not saved" if full else f"step {run.step} not saved: {error}",
+        where=folder,
+        got=f"step {step} not saved" if full else f"step {step} not saved: {error}",
         fix=f"make room; the same command goes on from step {checkpoints.step_of(found[-1]) if found else 0}",
     )
 
 
-def _write_weights(run: Run, folder: Path) -> None:
+def _write_weights(run: Run, trainee: Trainee, folder: Path) -> None:
     if run.config.lora is not None:
-        lora.write_weights(run.trainee, folder, base=not folder.name.startswith("ema"))
+        lora.write_weights(trainee, folder, base=not folder.name.startswith("ema"))
         return
     folder.mkdir(exist_ok=True)
-    run.trainee.transformer.save_pretrained(folder / "transformer")
-    if run.trainee.text_encoder is not None:
-        run.trainee.text_encoder.save(folder)
+    trainee.transformer.save_pretrained(folder / "transformer")
+    if trainee.text_encoder is not None:
+        trainee.text_encoder.save(folder)
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -120,7 +177,9 @@ def resume(run: Run, *, fallback: bool = False, accept_data: bool = False) -> No
             _set_aside_after(run.folder, path)
             remove_old(run.folder, run.config)  # a crash may have come between saving and this
     elif run.config.init_from is not None:
-        report = init_from(run.trainee, run.config, run.sources.labels, run.text_fingerprint)
+        begun = with_weights(run.shell, {name: whole(value).cpu() for name, value in run.trainee.state_dict().items()})
+        report = init_from(begun, run.config, run.sources.labels, run.text_fingerprint)
+        load_weights(run.trainee, begun.state_dict())
         for number in range(len(run.ema.decays)):
             run.ema.load(run.trainee.state_dict(), number)
         if run.accelerator.is_main_process:
@@ -137,10 +196,11 @@ def _take_up(run: Run, path: Path, accept_data: bool) -> None:
     check_data(run, state, accept=accept_data)
     weights = _read_weights(run, path)
     _check_vocabulary(run, path)
-    run.trainee.load_state_dict(weights)
     for number, name in enumerate(_average_folders(run)):
-        run.ema.load(_read_weights(run, path / name), number)
-    checkpoints.load_optimizers(run.optimizers, path / "optimizer.safetensors")
+        load_weights(run.trainee, {**weights, **_read_weights(run, path / name)})  # of a LoRA, the adapters alone
+        run.ema.load(run.trainee.state_dict(), number)
+    load_weights(run.trainee, weights)
+    checkpoints.load_optimizers(run.optimizers, path)
     run.step, run.bad_steps = state["step"], state["bad_steps"]
     run.skipped = state.get("skipped", 0)
     if run.scaler.is_enabled():
@@ -176,7 +236,9 @@ def _check_room(run: Run) -> None:
     """Refused where the disk has no room for the checkpoints that the run will hold at one time."""
     if run.step == run.config.steps:
         return
-    copies = [(weight, 4 if weight.requires_grad else 1) for weight in run.trainee.parameters()]  # EMA, two moments
+    # Weights, average, two moments; while parts of the first two are put together they are there twice.
+    held = 4 if run.writers is None else 6
+    copies = [(weight, held if weight.requires_grad else 1) for weight in run.trainee.parameters()]
     one = sum(count * weight.numel() * weight.element_size() for weight, count in copies)
     count = max(1, run.config.keep_checkpoints + 1 - len(checkpoints.list_checkpoints(run.folder)))
     free = shutil.disk_usage(run.folder).free

@@ -38,7 +38,7 @@ MAY_CHANGE = {
     "log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_checkpoints", "keep_best",
     "keep_every", "stop_after_bad_steps", "data.validation_split", "data.micro_batch", "model.attention_backend",
     "model.checkpointing", "data.repeat", "data.workers",
-    "compile", "ema_device",
+    "compile", "ema_device", "sharding", "keep_hours",
     "samples", "samples.every", "samples.prompts", "samples.labels", "samples.count", "samples.steps",
     "samples.guidance", "trackers",
 }  # fmt: skip

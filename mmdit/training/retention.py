@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best by held-out loss, and every n-th."""
+"""Which checkpoints stay: the newest, the recent, the best by held-out loss, and every n-th."""
 
 import json
 import math
@@ -36,10 +36,19 @@ def kept_checkpoints(found: list[Path], config: RunConfig, losses: dict[int, flo
     kept = set(found[-config.keep_checkpoints :])
     if config.keep_every is not None:
         kept |= {path for path in found if checkpoints.step_of(path) % config.keep_every == 0}
+    if config.keep_hours is not None:
+        since = _written(found[-1]) - 3600 * config.keep_hours
+        kept |= {path for path in found if _written(path) >= since}
     measured = [path for path in found if math.isfinite(losses.get(checkpoints.step_of(path), math.nan))]
     if config.keep_best and measured:
         kept.add(min(measured, key=lambda path: losses[checkpoints.step_of(path)]))
     return kept
+
+
+def _written(checkpoint: Path) -> float:
+    """When, in seconds; a damaged one without its manifest is as old as can be."""
+    manifest = checkpoint / checkpoints.MANIFEST
+    return manifest.stat().st_mtime if manifest.is_file() else 0.0
 
 
 def held_out_losses(metrics: Path) -> dict[int, float]:

@@ -1,10 +1,13 @@
 """A run: everything that training holds, and how it is put together from a recipe."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -21,6 +24,8 @@ from mmdit.training.init_from import base_text_encoder
 from mmdit.training.lora import add_adapters
 from mmdit.training.optimizer import make_optimizers
 from mmdit.training.processes import check_batches
+from mmdit.training.sharding import is_sharded, shard_network
+from mmdit.training.snapshot import Writer
 from mmdit.training.sources import Pool, Sources
 from mmdit.training.texts import Text, texts_of
 
@@ -62,6 +67,8 @@ class Run:
     trainee: Trainee
     module: nn.Module
     """The trainee as it is called in a step: compiled where the recipe says so, and wrapped by accelerate."""
+    shell: Trainee
+    """The trainee without its weights: `with_weights` makes of it what checkpoints are written from."""
     optimizers: list[torch.optim.Optimizer]
     ema: EMA
     scaler: torch.amp.GradScaler
@@ -76,6 +83,10 @@ class Run:
     """Sum and count of the finite losses since the last logged line."""
     text_fingerprint: str | None = None
     """Of the text encoder, where it is a frozen one."""
+    writer: Writer = field(default_factory=Writer)
+    """Writes checkpoints."""
+    writers: dist.ProcessGroup | None = None
+    """Where processes hold parts of the weights: how their writers tell each other."""
     data: dict[str, Any] = field(default_factory=dict)
     """What checkpoints keep of the data: `data_state`."""
 
@@ -105,19 +116,34 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     trainee = Trainee(transformer, text_encoder if is_trained else None)
     if config.lora is not None:
         add_adapters(trainee, config.lora)
+    shell = with_weights(trainee, {name: weight.to("meta") for name, weight in trainee.named_parameters()})
+    sharded = is_sharded(config, accelerator)
+    if sharded:
+        shard_network(trainee, transformer.blocks, accelerator)
     trainee.to(accelerator.device)  # before optimizers and averages take their weights
-    forward = torch.compile(trainee) if config.compile else trainee
+    forward: Any = torch.compile(trainee) if config.compile else trainee
     if any(shape.latent[1] == 1 for shape in splits["train"].pools) or config.data.image_share:
         # Single frames pass by the time attention; DDP would wait for its gradients.
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-    module, *optimizers = accelerator.prepare(forward, *make_optimizers(trainee, config.optimizer))
+    module = forward if sharded else accelerator.prepare(forward)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in make_optimizers(trainee, config.optimizer)]
     ema = EMA(trainee, config.ema_decay, "cpu" if config.ema_device == "cpu" else None)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "float16")
     run = Run(
-        config, folder, accelerator, sources, pool, process, splits, trainee, module, optimizers, ema, scaler
+        config, folder, accelerator, sources, pool, process, splits, trainee, module, shell, optimizers, ema, scaler
     )  # fmt: skip
+    run.writers = dist.new_group(backend="gloo") if sharded else None
     run.text_fingerprint = text_encoder.fingerprint if text_encoder is not None and not is_trained else None
     return run
+
+
+def with_weights(trainee: Trainee, weights: Mapping[str, Tensor]) -> Trainee:
+    """A copy with these weights and buffers, by name, not copied themselves; others are shared with the trainee."""
+    own = dict(trainee.named_parameters())
+    new = {k: nn.Parameter(weights[k].to(w.dtype), w.requires_grad) if k in weights else w for k, w in own.items()}
+    made = copy.deepcopy(trainee, {id(own[name]): weight for name, weight in new.items()})  # "copied already"
+    made.load_state_dict({k: weights[k] for k, _ in made.named_buffers() if k in weights}, strict=False)
+    return made
 
 
 def _text_encoder(config: RunConfig, folder: Path, captions: list[str]) -> TextEncoder | None:

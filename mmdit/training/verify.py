@@ -77,7 +77,8 @@ def _differences_after(folder: Path, checkpoint: Path, copy: Path, steps: int) -
     recipe = parse_config(RunConfig, yaml.safe_load(where.read_text(encoding="utf-8")), where=str(where))
     changes = {
         "steps": max(recipe.steps, first + steps + 1), "checkpoint_every": 1, "validate_every": 1, "log_every": 1,
-        "keep_checkpoints": 1, "keep_best": False, "keep_every": None, "samples": None, "trackers": (),
+        "keep_checkpoints": 1, "keep_best": False, "keep_every": None, "keep_hours": None,
+        "samples": None, "trackers": (),
     }  # fmt: skip
     recipe = recipe.model_copy(update=changes)
     one, other = copy / "one", copy / "other"

@@ -17,6 +17,7 @@ from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.training_samples import prepare_samples
 from mmdit.training import loop
 from mmdit.training.config import RunConfig
+from mmdit.training.sharding import whole
 
 
 def main(folder: Path) -> None:
@@ -66,7 +67,8 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
     finally:
         loop._losses = plain
         number = kept[0].accelerator.process_index
-        torch.save(kept[0].trainee.state_dict(), folder.parent / f"{folder.name}-{number}.pt")
+        weights = {name: whole(value) for name, value in kept[0].trainee.state_dict().items()}
+        torch.save(weights, folder.parent / f"{folder.name}-{number}.pt")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_it_is_what_a_run_takes(recipe: Callable[..., Any], tmp_path: Path, monk
     run = runs[0]
     inputs = StepInputs(
         Inputs(run.pool.latent, len(run.sources.labels), run.trainee.text_encoder.dim),
-        run.captions["train"][0].shape[1], run.trainee.text_encoder,
+        run.splits["train"].texts.tokens, run.trainee.text_encoder,
     )  # fmt: skip
     planned = trace_step(config, inputs, "float32", on_gpu=False)
     passing = max(int(line.at(8).max()) for line in (planned.first, planned.update))

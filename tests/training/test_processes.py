@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,32 @@ import av
 import numpy as np
 import pytest
 import torch
+from pairs import free_port
 from safetensors.torch import load_file
 
+from mmdit.config import parse_config
 from mmdit.errors import Refused
 from mmdit.pipelines.training_samples import prepare_samples
 from mmdit.training.checkpoint import find_checkpoint, list_checkpoints
 from mmdit.training.config import RunConfig
 from mmdit.training.loop import train
+from mmdit.training.shards import read_whole
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 150
+STANDALONE = ("--standalone", "--nproc-per-node", 2)
 CHANGES: dict[str, Any] = {
     "steps": 10, "checkpoint_every": 5, "keep_checkpoints": 3, "validate_every": 10, "optimizer__muon_lr": None,
     "ema_decay": [0.9, 0.5], "samples": {"every": 5, "steps": 2, "count": 3},
 }  # fmt: skip
 
 
-def torchrun(program: Path, *words: object) -> "subprocess.CompletedProcess[str]":
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+def torchrun(*words: object, start: tuple[object, ...] = STANDALONE) -> "subprocess.CompletedProcess[str]":
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     if not torch.accelerator.is_available():
         env.pop("ACCELERATE_USE_CPU")  # nobody who has a CPU alone sets it
-    return subprocess.run([*start, *map(str, words)], env=env, timeout=LIMIT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, start), *map(str, words)]
+    return subprocess.run(command, env=env, timeout=LIMIT, capture_output=True, text=True)
 
 
 def forget_the_end(run: Path) -> None:
@@ -42,10 +47,11 @@ def forget_the_end(run: Path) -> None:
     shutil.rmtree(list_checkpoints(run)[-1])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConfig]) -> Path:
+@pytest.fixture(scope="module", params=["none", "full"])
+def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConfig], request: Any) -> Path:
+    """Runs with the weights whole on each process (DDP), then with a part on each (FSDP2)."""
     folder = tmp_path_factory.mktemp("runs")
-    config = recipe(**CHANGES)
+    config = recipe(**CHANGES, sharding=request.param)
     (folder / "recipe.json").write_text(config.model_dump_json())
     train(config, folder / "one", sample=prepare_samples)
     shutil.copytree(folder / "one", folder / "one_then_two")
@@ -55,6 +61,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConf
     forget_the_end(folder / "two_then_one")
     train(config, folder / "two_then_one", sample=prepare_samples)
     return folder
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    """Weights, averages and optimizer state of two checkpoints, whole ones or parts, to 1e-5."""
+    for path in one.rglob("*.safetensors"):
+        name = path.relative_to(one)
+        here, there = (
+            load_file(path),
+            read_whole((other / name).parent if (other / name).exists() else other / name.stem),
+        )
+        assert here.keys() == there.keys()
+        for key, value in here.items():
+            torch.testing.assert_close(there[key], value, rtol=0, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")  # noqa: B023
 
 
 def log(run: Path, key: str) -> list[Any]:
@@ -67,13 +86,7 @@ def test_the_number_of_processes_changes_nothing(runs: Path, other: str) -> None
     assert log(runs / other, "step") == list(range(1, 11))
     assert log(runs / other, "loss") == pytest.approx(log(runs / "one", "loss"), abs=1e-6)
     assert log(runs / other, "grad_norm") == pytest.approx(log(runs / "one", "grad_norm"), rel=1e-5)
-    one = find_checkpoint(runs / "one")
-    for path in one.rglob("*.safetensors"):
-        name = path.relative_to(one)
-        here, there = load_file(path), load_file(find_checkpoint(runs / other) / name)
-        assert here.keys() == there.keys()
-        for key, value in here.items():
-            torch.testing.assert_close(there[key], value, rtol=0, atol=1e-5, msg=lambda text: f"{name} {key}: {text}")  # noqa: B023
+    assert_same_checkpoint(find_checkpoint(runs / "one"), find_checkpoint(runs / other))
 
 
 @pytest.mark.parametrize("other", ["two", "parts"])
@@ -119,11 +132,21 @@ def test_a_batch_that_does_not_divide_is_refused(runs: Path) -> None:
     assert line.startswith("the batch does not divide over the processes, got 3 clips on 2 processes, expected a multi")
 
 
-def test_torchrun_runs_the_program(recipe: Callable[..., RunConfig], runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(recipe(**CHANGES).model_dump_json())  # JSON is YAML
-    done = torchrun(ROOT / "tools" / "train.py", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("trained: ") == 1  # one process speaks for all
+def test_torchrun_runs_the_program_on_one_node_and_on_two(runs: Path, tmp_path: Path) -> None:
+    """Copies of the weights in two processes of one node; parts of them on two nodes, each with its own torchrun."""
+    shutil.copy(runs / "recipe.json", tmp_path / "recipe.yaml")  # JSON is YAML
+    words = (ROOT / "tools" / "train.py", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    if parse_config(RunConfig, json.loads((runs / "recipe.json").read_text()), where="it").sharding == "none":
+        done = [torchrun(*words)]
+    else:
+        port = free_port()
+        places = [
+            ("--nnodes", 2, "--node-rank", i, "--master-addr", "127.0.0.1", "--master-port", port) for i in (0, 1)
+        ]
+        with ThreadPoolExecutor() as nodes:
+            done = list(nodes.map(lambda place: torchrun(*words, start=(*place, "--nproc-per-node", 1)), places))
+    assert [node.returncode for node in done] == [0] * len(done), done[0].stderr[-3000:]
+    assert "".join(node.stdout for node in done).count("trained: ") == 1  # one process speaks for all
     assert log(tmp_path / "run", "loss") == log(runs / "two", "loss")
 
 

@@ -51,6 +51,7 @@ CHANGED: dict[str, Any] = {
     "model__checkpointing": 1, "data__repeat": True, "data__workers": 1, "trackers": [],
     "samples__every": 2, "samples__prompts": ["a coat"], "samples__labels": [0], "samples__count": 1,
     "samples__steps": 1, "samples__guidance": 1.0,
+    "sharding": "full", "keep_hours": 2.0,
 }  # fmt: skip
 
 

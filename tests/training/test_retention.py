@@ -1,6 +1,7 @@
 """Which checkpoints stay."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ def test_newest_best_and_every_nth_stay(recipe: Any) -> None:
     assert kept(recipe, losses, keep_checkpoints=1, keep_best=True) == [6, 10]
     assert kept(recipe, {}, keep_checkpoints=1, keep_best=True) == [10]
     assert kept(recipe, losses, keep_checkpoints=1, keep_every=4) == [4, 8, 10]
+
+
+def test_checkpoints_of_the_last_hours_stay(recipe: Any, tmp_path: Path) -> None:
+    found = [tmp_path / f"step-{step:07d}" for step in (2, 4, 6, 8)]
+    for path, hours in zip(found[:3], (5.0, 1.9, 1.0), strict=True):
+        path.mkdir()
+        (path / "manifest.json").write_text("{}")
+        os.utime(path / "manifest.json", (1e9 - 3600 * hours,) * 2)
+    for path in found[2:]:  # the last but one has lost its manifest
+        path.mkdir(exist_ok=True)
+    (found[2] / "manifest.json").unlink()
+    (found[3] / "manifest.json").write_text("{}")
+    os.utime(found[3] / "manifest.json", (1e9, 1e9))
+    config = recipe(keep_checkpoints=1, keep_hours=2.0)
+    assert kept_checkpoints(found, config, {}) == {found[1], found[3]}
+    assert kept_checkpoints(found, recipe(keep_checkpoints=1), {}) == {found[3]}
 
 
 def test_a_run_keeps_its_best_checkpoint(recipe: Any, tmp_path: Path) -> None:
