@@ -4,17 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mmdit.config import Config
+from mmdit.config import Config, refuse_unread
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
 from mmdit.errors import Refused
-
-
-def _refuse_unread(config: Config, name: str, got: str, expected: str) -> None:
-    """Refused where a key that nothing reads is set to something else than its default."""
-    value = getattr(config, name)
-    if value != type(config).model_fields[name].default:
-        raise Refused(f"nothing reads {name}", got=f"{name} {value} with {got}", expected=expected)
-
+from mmdit.training.videos import VideosConfig, check_one_given
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -22,8 +15,10 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 class DataConfig(Config):
     """Which encoded clips, and how many at a time."""
 
-    store: str
+    store: str | None = None
     """The latent store that `mmdit encode` wrote: a folder, or a URL of fsspec (s3://..., gs://..., hf://...)."""
+    videos: VideosConfig | None = None
+    """Videos in place of a store: each is read and encoded whenever it is trained on. Slower, and nothing is stored."""
     split: str = "train"
     """Split that is trained on."""
     validation_split: str = "validation"
@@ -35,6 +30,11 @@ class DataConfig(Config):
     takes less memory and changes no result. null computes a process's share of the batch at once."""
     image_share: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the steps that train on single frames (the first latent frame of each clip)."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_data(self) -> Self:
+        check_one_given(self, "data")
+        return self
 
 
 class TextConfig(Config):
@@ -55,7 +55,7 @@ class TextConfig(Config):
     def _sizes_are_of_the_embedded_encoder(self) -> Self:
         if self.encoder != "embedded":
             for name in ("width", "depth", "heads", "max_tokens"):
-                _refuse_unread(self, name, f"text.encoder {self.encoder}", "text.encoder embedded")
+                refuse_unread(self, name, f"text.encoder {self.encoder}", "text.encoder embedded")
         return self
 
 
@@ -74,9 +74,9 @@ class ConditionConfig(Config):
     @model_validator(mode="after")
     def _only_what_is_told_is_dropped(self) -> Self:
         if not self.labels:
-            _refuse_unread(self, "drop_label", "no labels", "conditions.labels")
+            refuse_unread(self, "drop_label", "no labels", "conditions.labels")
         if self.text is None:
-            _refuse_unread(self, "drop_text", "no text", "conditions.text")
+            refuse_unread(self, "drop_text", "no text", "conditions.text")
         return self
 
 

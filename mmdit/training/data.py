@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmdit.diffusion.samplers import Process
-from mmdit.errors import Refused
-from mmdit.latents.store import LatentStore
+from mmdit.errors import Refused, Stopped
+from mmdit.latents.index import Store
+from mmdit.latents.live import LiveStore
 from mmdit.seeds import generator
 from mmdit.training.config import RunConfig
 from mmdit.training.order import EpochOrder
@@ -58,7 +59,7 @@ class TrainingData:
         Refused: the split is empty, or lacks the labels or captions that the recipe conditions on.
     """
 
-    def __init__(self, store: LatentStore, split: str, config: RunConfig, process: Process) -> None:
+    def __init__(self, store: Store, split: str, config: RunConfig, process: Process) -> None:
         self.store, self.config, self.process = store, config, process
         self.rows: range = store.split(split)
         if len(self.rows) == 0:
@@ -100,9 +101,16 @@ class TrainingData:
         offset = torch.rand((), generator=generator(seed, "times", step), dtype=torch.float64)
         rows = [self.rows[self._place(step * size + slot)] for slot in slots]
         latents, noises, labels, captions = [], [], [], []
-        for slot in slots:
+        found = self.store.latents(rows)
+        if isinstance(self.store, LiveStore):
+            self.store.read_ahead([self.rows[self._place((step + 1) * size + slot)] for slot in slots])
+        for slot, latent in zip(slots, found, strict=True):
             place = self._place(step * size + slot)
-            mean, std = self.store.latent(self.rows[place])
+            if latent is None:
+                raise Stopped(
+                    "a clip cannot be read", where=self.store.place, got=self.store.row(self.rows[place])["source"]
+                )
+            mean, std = latent
             if image:
                 mean, std = mean[:, :1], std[:, :1]
             random = generator(seed, "sample", step, slot)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
-from mmdit.latents.store import LatentStore
+from mmdit.latents.index import Store
 from mmdit.models import DiT, inflate
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training.config import RunConfig
@@ -40,7 +40,7 @@ class InitReport:
         return f"from {self.source}: {counts}, {len(self.fresh)} new" + (f"; left out: {shown}" if shown else "")
 
 
-def init_from(trainee: Trainee, config: RunConfig, store: LatentStore, text_fingerprint: str | None) -> InitReport:
+def init_from(trainee: Trainee, config: RunConfig, store: Store, text_fingerprint: str | None) -> InitReport:
     """Puts the weights of `config.init_from` into the trainee.
 
     An image network is inflated for a video one. Label vectors go by the label's name. What belongs to another text

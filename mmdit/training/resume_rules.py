@@ -18,6 +18,11 @@ log = logging.getLogger("mmdit.training")
 MUST_MATCH = {
     "seed", "steps", "precision", "ema_decay",
     "data.split", "data.batch_size", "data.image_share",
+    "data.videos.frames", "data.videos.size", "data.videos.bucket", "data.videos.token_budget", "data.videos.fps",
+    "data.videos.stride", "data.videos.windows", "data.videos.window_step", "data.videos.flip", "data.videos.kind",
+    "data.videos.caption_from", "data.videos.labels", "data.videos.no_caption", "data.videos.bad_captions",
+    "data.videos.max_caption", "data.videos.batch", "data.videos.dtype", "data.videos.precision",
+    "data.videos.tiling", "data.videos.reader",
     "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.text", "conditions.text.encoder",
     "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
     "model.preset", "model.depth", "model.hidden_size", "model.num_heads", "model.patch_size", "model.mlp_ratio",
@@ -36,8 +41,13 @@ MAY_CHANGE = {
     "model.checkpointing",
     "compile", "ema_device",
 }  # fmt: skip
-# A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
-IGNORED = {"data.store", "init_from", "init_weights"}
+# What may have moved: rows, captions, labels and the codec's weights are compared, not their paths, and a run goes on
+# from videos where it was begun from a store of them. How they are read changes no result. `init_from` is read when a
+# run begins, and never again.
+IGNORED = {
+    "data.store", "data.videos", "data.videos.source", "data.videos.captions", "data.videos.label_names",
+    "data.videos.codec", "data.videos.workers", "data.videos.deadline", "init_from", "init_weights",
+}  # fmt: skip
 
 
 def check_same_recipe(config: RunConfig, folder: Path) -> None:

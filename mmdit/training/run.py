@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
 from mmdit.diffusion.samplers import Process
-from mmdit.latents.store import LatentStore
+from mmdit.latents.index import Store
 from mmdit.models import DiT
 from mmdit.seeds import seed_at
 from mmdit.training.build import Inputs, build_network, build_process
@@ -20,6 +20,7 @@ from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import make_optimizers
+from mmdit.training.videos import open_data
 
 # What each caption of a split is to the trainee: (ids, mask) for a trained encoder; for a frozen one (pooled,), and
 # (pooled, tokens, mask) where the network reads the tokens of the text.
@@ -56,7 +57,7 @@ class Run:
     config: RunConfig
     folder: Path
     accelerator: Accelerator
-    store: LatentStore
+    store: Store
     process: Process
     splits: dict[str, TrainingData]
     """"train", and "validation" where the store has such a split."""
@@ -89,7 +90,7 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     Raises:
         Refused: the store does not hold what the recipe asks for.
     """
-    store = LatentStore.open(config.data.store)
+    store = open_data(config.data, accelerator.device, folder)
     process = build_process(config, store.latent_shape)
     splits = {"train": TrainingData(store, config.data.split, config, process)}
     if len(store.split(config.data.validation_split)) > 0:

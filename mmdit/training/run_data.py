@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from mmdit import files
 from mmdit.errors import Refused
-from mmdit.latents.store import LatentStore
+from mmdit.latents.index import Store
 from mmdit.training.run import Run
 
 log = logging.getLogger("mmdit.training")
@@ -41,7 +41,7 @@ def check_data(run: Run, state: dict[str, Any], *, accept: bool = False) -> None
         accept: other rows of the same labels, codec and kind of clip are taken, and logged.
     """
     now = run.data
-    where = run.config.data.store
+    where = run.store.place
     _check_equal("the codec's fingerprint", state["codec"]["fingerprint"], now["codec"]["fingerprint"], where)
     _check_equal("the kind of clip", state["clip"], now["clip"], where)
     _check_equal("the label names", state["label_names"], now["label_names"], where)
@@ -71,7 +71,7 @@ def rows_path(run_folder: Path, digest: str) -> Path:
     return run_folder / "rows" / f"{digest}.parquet"
 
 
-def write_rows(run_folder: Path, store: LatentStore, rows: range) -> str:
+def write_rows(run_folder: Path, store: Store, rows: range) -> str:
     """Keeps id, caption and label of the rows in the run folder; returns the first 16 digits of their sha256."""
     columns = {name: store.column(name, rows.start, len(rows)).cast(pyarrow.string()) for name in COLUMNS}
     sha256 = hashlib.sha256()
