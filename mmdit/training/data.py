@@ -108,8 +108,9 @@ class TrainingData:
             place = self._place(step * size + slot)
             if latent is None:
                 raise Stopped(
-                    "a clip cannot be read", where=self.store.place, got=self.store.row(self.rows[place])["source"]
-                )
+                    "a clip cannot be read", where=self.store.place, got=self.store.row(self.rows[place])["source"],
+                    fix="remove it, and go on with --accept-data",
+                )  # fmt: skip
             mean, std = latent
             if image:
                 mean, std = mean[:, :1], std[:, :1]
