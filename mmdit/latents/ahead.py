@@ -26,7 +26,7 @@ class ReadAhead:
         self._reader, self._room, self._held = reader, room, 0
         self._coming: OrderedDict[int, tuple[int, Future[Answer]]] = OrderedDict()  # bytes, clip
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         # A daemon: a process that ends does not wait for a decoder that hangs.
         threading.Thread(target=_serve, args=(reader, self._asked), name="read ahead", daemon=True).start()
 
@@ -51,6 +51,8 @@ class ReadAhead:
             Stopped: the reading processes do not start, or have ended.
         """
         with self._lock:
+            if self._closed:
+                raise Stopped("the reading processes have ended")
             asked: _Asked = []
             futures: dict[int, Future[Answer]] = {}
             for number, request in requests.items():
@@ -62,9 +64,11 @@ class ReadAhead:
         return {number: future.result() for number, future in futures.items()}
 
     def close(self) -> None:
-        """Ends the reading processes."""
+        """Ends the reading processes; nothing can be taken any more."""
+        with self._lock:
+            self._closed = True
+            self._asked.put(None)
         self._reader.close()
-        self._asked.put(None)
 
     def _oldest(self, but: Mapping[int, ReadRequest]) -> int | None:
         return next((number for number in self._coming if number not in but), None)

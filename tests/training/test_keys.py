@@ -56,10 +56,10 @@ ELSEWHERE: dict[str, type[BaseModel]] = {
     "optimizer": OptimizerConfig,
 }
 # What other tests see: test_build.py; test_loop.py; test_micro.py and others, where nothing but time or room changes;
-# test_retention.py; test_init_from.py.
+# test_retention.py; test_init_from.py; test_videos.py.
 NOT_HERE = {
     "model", "flow", "diffusion", "stop_after_bad_steps", "data__micro_batch", "compile", "ema_device", "keep_best",
-    "keep_every", "init_from", "init_weights",
+    "keep_every", "init_from", "init_weights", "data__videos",
 }  # fmt: skip
 
 
