@@ -28,7 +28,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_clips(folder / "clips", 24, seed=0, size=(32, 32), frames=3, fps=8)
     codec = tiny.make_codec()
     codec.vae.save_pretrained(folder / "codec")
-    how = {"frames": 3, "size": (32, 32), "dtype": "float16", "psnr_every": 0, "batch_size": 1}
+    how = {
+        "frames": 3,
+        "size": (32, 32),
+        "dtype": "float16",
+        "psnr_every": 0,
+        "batch_size": 1,
+        "codec_name": str(folder / "codec"),
+    }
     encode(folder / "clips", folder / "store", codec, **how)
     return folder
 
@@ -194,7 +201,7 @@ def base(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 @pytest.mark.parametrize("key", CHANGES)
 def test_each_key_changes_what_is_opened(made: Path, base: tuple[Path, dict[str, Any]], key: str) -> None:
     folder, known = base
-    changed = CHANGES[key]
+    changed = dict(CHANGES[key])
     without = {name: value for name, value in changed.items() if name != key}
     if key in ("bucket", "token_budget"):
         without = {}
