@@ -18,6 +18,13 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def refuse_unread(config: Config, name: str, got: str, expected: str) -> None:
+    """Refused where a key that nothing reads is set to something else than its default."""
+    value = getattr(config, name)
+    if value != type(config).model_fields[name].default:
+        raise Refused(f"nothing reads {name}", got=f"{name} {value} with {got}", expected=expected)
+
+
 C = TypeVar("C", bound=Config)
 
 

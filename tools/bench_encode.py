@@ -41,13 +41,14 @@ def main(
 
     from mmdit.clips.buckets import Bucket
     from mmdit.latents.codec import load_codec
+    from mmdit.latents.options import size_of
 
     torch.set_num_threads(threads)
     device = options.device_of(device)
     loaded, shape = load_codec(codec, device=device), Bucket.parse(bucket)
     loaded.latent_size(shape)
     with tempfile.TemporaryDirectory() as folder:
-        videos = _make_videos(Path(folder), clips, shape.frames, options.size_of(source_size))
+        videos = _make_videos(Path(folder), clips, shape.frames, size_of(source_size))
         measured = _encoding(Path(folder), videos, loaded, shape, batch, workers, runs)
     rates = {name: clips / statistics.median(seconds) for name, seconds in measured.items()}
     ratios = {

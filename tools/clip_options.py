@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from mmdit.clips.decode import ReaderName
     from mmdit.clips.source import Found
-    from mmdit.clips.windows import Windows
-    from mmdit.latents.request import ClipRules
 
 Source = Annotated[
     Path,
@@ -91,80 +88,6 @@ Workers = Annotated[int | None, typer.Option(help="Decoding processes. [default:
 Deadline = Annotated[float, typer.Option(help="Seconds that decoding one clip may take.")]
 Reader = Annotated[Literal["pyav", "decord"], typer.Option(help="pyav, or decord where it agrees with the container.")]
 Dtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
-
-
-def rules_of(
-    *,
-    frames: int,
-    size: str,
-    bucket: list[str] | None,
-    token_budget: int | None,
-    fps: float,
-    stride: int | None,
-    windows: str,
-    window_step: float | None,
-    flip: bool,
-    reader: "ReaderName",
-) -> "ClipRules":
-    """The options as rules; Refused where they do not make sense."""
-    from mmdit.clips.buckets import Bucket
-    from mmdit.errors import Refused
-    from mmdit.latents.request import ClipRules, TokenBudget
-
-    if bucket and token_budget is not None:
-        raise Refused("both buckets and a token budget", got="--bucket and --token-budget", expected="one of them")
-    buckets = tuple(map(Bucket.parse, bucket)) if bucket else (Bucket(frames, *size_of(size)),)
-    budget = TokenBudget((frames,), token_budget) if token_budget is not None else None
-    return ClipRules(
-        buckets=() if budget else buckets, budget=budget, fps=fps, stride=stride,
-        windows=_windows(windows, window_step), flip=flip, reader=reader,
-    )  # fmt: skip
-
-
-def _windows(text: str, step: float | None) -> "Windows":
-    from mmdit.clips.windows import Windows
-    from mmdit.errors import Refused
-
-    if not re.fullmatch(r"all|[1-9]\d{0,5}", text):
-        raise Refused("not a number of windows", got=repr(text), expected="1, 2, 3, ... or all")
-    return Windows(None if text == "all" else int(text), step)
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH."""
-    from mmdit.errors import Refused
-
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip())
-    if match is None:
-        raise Refused("not a size", got=repr(text), expected="HEIGHTxWIDTH, for example 64x48")
-    return int(match[1]), int(match[2])
-
-
-def source_of(
-    source: Path,
-    rules: "ClipRules",
-    *,
-    kind: str | None,
-    captions: Path | None,
-    caption_from: str,
-    labels: str,
-    label_names: Path | None,
-    no_caption: str,
-    bad_captions: str,
-    max_caption: int | None,
-) -> "Found":
-    """The clips of the source; images are taken where a bucket has one frame."""
-    from mmdit.clips.source import SourceRules, find_source
-    from mmdit.clips.sources.labels import read_classes
-    from mmdit.errors import Refused
-
-    lengths = rules.budget.frames if rules.budget is not None else [bucket.frames for bucket in rules.buckets]
-    media = {True: "all", False: "video"}[1 in lengths]
-    names = None
-    if label_names is not None and (names := read_classes(label_names)) is None:
-        raise Refused("no such file of label names", where=label_names)
-    how = SourceRules(media, caption_from, labels, names and tuple(names), bad_captions, no_caption, max_caption)  # type: ignore[arg-type]
-    return find_source(source, kind=kind, table=captions, rules=how)  # type: ignore[arg-type]
 
 
 def print_notes(found: "Found") -> None:

@@ -81,7 +81,9 @@ def main(
     from mmdit.errors import Refused
 
     # What can be refused without a codec is refused before one is loaded.
-    rules = options.rules_of(
+    from mmdit.latents.options import rules_of, source_of
+
+    rules = rules_of(
         frames=frames, size=size, bucket=bucket, token_budget=token_budget, fps=fps, stride=stride, windows=windows,
         window_step=window_step, flip=flip, reader=reader,
     )  # fmt: skip
@@ -97,7 +99,7 @@ def main(
         raise Refused(
             "--processes is for --engine ray", got=processes, fix="start tools/encode.py by torchrun for several here"
         )
-    found = options.source_of(
+    found = source_of(
         source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels,
         label_names=label_names, no_caption=no_caption, bad_captions=bad_captions, max_caption=max_caption,
     )  # fmt: skip

@@ -48,14 +48,16 @@ def main(
     Example:
       mmdit plan my_videos --token-budget 1024 --windows all
     """
-    rules = options.rules_of(
+    from mmdit.latents.options import rules_of, source_of
+
+    rules = rules_of(
         frames=frames, size=size, bucket=bucket, token_budget=token_budget, fps=fps, stride=stride, windows=windows,
         window_step=window_step, flip=flip, reader=reader,
     )  # fmt: skip
     from mmdit.latents.request import EncodeOptions
 
     how = EncodeOptions(dtype=dtype, batch_size=batch, workers=workers, deadline=deadline)
-    found = options.source_of(
+    found = source_of(
         source, rules, kind=kind, captions=captions, caption_from=caption_from, labels=labels,
         label_names=label_names, no_caption=no_caption, bad_captions=bad_captions, max_caption=max_caption,
     )  # fmt: skip

@@ -47,7 +47,7 @@ def main(
 
     recipe = load_config(RunConfig, config, overrides or [])
     shape, sizes = _numbers("--latent", latent, 4), _numbers("--text", text, 2)
-    there = all("://" in store or Path(store).exists() for store in where_of(recipe.data).split(", "))
+    there = all("://" in store or Path(store).exists() for store in where_of(recipe.data))
     # A store that is there goes before what is told, which a shape on the command line says is wanted instead.
     data = data_of_store(recipe) if there and shape is None else data_as_told(recipe, shape, labels)  # type: ignore[arg-type]
     plan = plan_run(recipe, data, gpu=gpu, gpus=gpus, share=share, text=sizes)  # type: ignore[arg-type]

@@ -12,16 +12,25 @@ from typing import Any, Protocol
 
 from mmdit import files
 from mmdit.clips.decode import CROP_RULE, Decoded
-from mmdit.clips.reader import ClipReader, default_workers
+from mmdit.clips.reader import ClipReader
 from mmdit.clips.source import Found
 from mmdit.clips.video import frames_to_clip
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
-from mmdit.latents.facts import find_facts, read_facts, sizes_of, write_facts
 from mmdit.latents.fidelity import check_fidelity
 from mmdit.latents.layout import SHARDS
-from mmdit.latents.plan import Planned, check_folder, check_space, left_to_do, plan_clips, read_request_of
+from mmdit.latents.plan import (
+    Planned,
+    check_folder,
+    check_space,
+    left_to_do,
+    plan_source,
+    read_request_of,
+    row_of,
+    settings_of,
+    workers_of,
+)
 from mmdit.latents.report import EncodeReport, Progress, Teller, check_any_kept, make_report
 from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions, latent_shapes
 from mmdit.latents.shards import Recorded, read_shards
@@ -125,7 +134,7 @@ def join(folder: Path, codec: Codec, numbers: Sequence[int] | None = None) -> No
         if numbers is not None:
             work.shards = {number: work.shards[number] for number in numbers}
         with Claims(folder, work_folder(folder)) as claims:
-            make_shards(work, codec, claims, _workers(work.options), lambda *_: None)
+            make_shards(work, codec, claims, workers_of(work.options), lambda *_: None)
 
 
 @dataclass
@@ -141,9 +150,7 @@ class _Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What all clips of a store share."""
-        codec = self.codec
-        how = {"codec": codec.fingerprint, "precision": codec.precision, "tiling": codec.tiling}
-        return how | {"dtype": self.options.dtype}
+        return settings_of(self.codec, self.options)
 
 
 def _lead(
@@ -157,7 +164,8 @@ def _lead(
         files.sweep(folder)
         files.sweep(folder / SHARDS)
         recorded = read_shards(folder, settings)
-        plan = _plan(run)
+        planned = plan_source(run.found, run.codec, run.rules, run.options, folder)
+        run.rules, plan = planned.rules, planned.clips
         left = left_to_do(plan, recorded.rows, run.options.retry_skipped)
         _check(run, left)
         shards = _numbered(left, recorded, run.options.shard_size)
@@ -171,24 +179,13 @@ def _lead(
             engine(work)
         with Claims(folder, work_folder(folder)) as claims:
             tell = Teller(progress, plan, shards, recorded, claims)
-            make_shards(work, run.codec, claims, _workers(run.options), tell)
+            make_shards(work, run.codec, claims, workers_of(run.options), tell)
         team.wait_for_everyone()
         recorded = read_shards(folder, settings)
-        check_any_kept(plan, recorded, run.found.folder)
+        check_any_kept((row_of(planned, recorded.rows)["reason"] for planned in plan), run.found.folder)
         write_tables(folder, plan, recorded, settings, about | {"crop": CROP_RULE, "labels": run.found.labels})
         shutil.rmtree(work_folder(folder))
     return make_report(folder, plan, recorded, len(left), time.monotonic() - began, run.options.max_skipped)
-
-
-def _plan(run: _Run) -> list[Planned]:
-    """What the sources give. What is found out about them is kept in the store's folder; rules become settled."""
-    known = read_facts(run.folder)
-    with ClipReader(_workers(run.options) + 1, deadline=run.options.deadline) as reader:
-        facts = find_facts(run.found.folder, run.found.clips, known, reader if run.rules.needs_probe else None)
-    if facts != known:
-        write_facts(run.folder, facts)
-    run.rules = run.rules.settled(run.codec, sizes_of(facts))
-    return plan_clips(run.found.clips, facts, run.rules, run.settings)
 
 
 def _check(run: _Run, left: Sequence[Planned]) -> None:
@@ -212,8 +209,3 @@ def _numbered(left: Sequence[Planned], recorded: Recorded, size: int) -> dict[in
     """The clips left to do, in shards with the first numbers that are free."""
     firsts = range(0, len(left), size)
     return {number: left[i : i + size] for i, number in zip(firsts, recorded.free_numbers(), strict=False)}
-
-
-def _workers(options: EncodeOptions) -> int:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
-    return options.workers or max(1, default_workers() // here)

@@ -15,11 +15,13 @@ from mmdit.clips.container import SLACK
 from mmdit.clips.decode import CROP_RULE, ReadRequest
 from mmdit.clips.part import Part
 from mmdit.clips.probe import Probed
-from mmdit.clips.source import SourceClip
+from mmdit.clips.reader import ClipReader, default_workers
+from mmdit.clips.source import Found, SourceClip
 from mmdit.errors import Refused
-from mmdit.latents.facts import FACTS, Facts, where_of
+from mmdit.latents.codec import Codec
+from mmdit.latents.facts import FACTS, Facts, find_facts, read_facts, sizes_of, where_of, write_facts
 from mmdit.latents.layout import INDEX, META, QUARANTINE, SHARD_TABLE, SHARDS
-from mmdit.latents.request import ClipRules
+from mmdit.latents.request import ClipRules, EncodeOptions
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,56 @@ class Planned:
         clip = values.pop("clip")
         part = Part(**clip.pop("part")) if clip["part"] is not None else None
         return cls(**values | {"size": tuple(values["size"]), "clip": SourceClip(**clip | {"part": part})})
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a source gives under some rules."""
+
+    found: Found
+    rules: ClipRules
+    """With buckets, where they were to be derived."""
+    facts: dict[str, Facts]
+    clips: list[Planned]
+    """The dropped ones too."""
+
+
+def plan_source(
+    found: Found,
+    codec: Codec,
+    rules: ClipRules,
+    options: EncodeOptions,
+    folder: Path | None,
+    *,
+    probed: bool | None = None,
+) -> SourcePlan:
+    """The clips that `rules` cut from a source, with their ids; no frame but a video's first is decoded.
+
+    Args:
+        folder: what is found out about the sources is kept there, for the next time; None: nowhere.
+        probed: as for `plan_clips`.
+    """
+    known = {} if folder is None else read_facts(folder)
+    needed = rules.needs_probe if probed is None else probed
+    with ClipReader(workers_of(options) + 1, deadline=options.deadline) as reader:
+        facts = find_facts(found.folder, found.clips, known, reader if needed else None)
+    if folder is not None and facts != known:
+        write_facts(folder, facts)
+    rules = rules.settled(codec, sizes_of(facts))
+    clips = plan_clips(found.clips, facts, rules, settings_of(codec, options), probed=probed)
+    return SourcePlan(found, rules, facts, clips)
+
+
+def settings_of(codec: Codec, options: EncodeOptions) -> dict[str, Any]:
+    """What all clips of a store share."""
+    how = {"codec": codec.fingerprint, "precision": codec.precision, "tiling": codec.tiling}
+    return how | {"dtype": options.dtype}
+
+
+def workers_of(options: EncodeOptions) -> int:
+    """Decoding processes of this process."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return options.workers or max(1, default_workers() // here)
 
 
 def plan_clips(

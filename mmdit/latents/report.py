@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,12 +138,12 @@ def kind_of(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def check_any_kept(plan: Sequence[Planned], recorded: Recorded, where: Path) -> None:
-    """Refused where every clip was skipped: that is no store."""
-    reasons = [row_of(planned, recorded.rows)["reason"] for planned in plan]
+def check_any_kept(reasons: Iterable[str | None], where: Path) -> None:
+    """Refused where every clip was skipped, `reasons` being why: that is no store."""
+    reasons = list(reasons)
     if None not in reasons:
         (kind, count), *_ = Counter(kind_of(reason) for reason in reasons if reason is not None).most_common(1)
         raise Refused(
-            "no usable clip", where=where, got=f"{len(plan)} skipped, most of them ({count}) {kind}",
+            "no usable clip", where=where, got=f"{len(reasons)} skipped, most of them ({count}) {kind}",
             expected="at least one that can be encoded",
         )  # fmt: skip

@@ -14,22 +14,19 @@ store.json is written last: a folder with it is a whole store. A shard counts on
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pyarrow
-import pyarrow.compute
-import pyarrow.parquet
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
 from mmdit.errors import Refused
 from mmdit.latents import format_1
 from mmdit.latents.cache import ShardCache
-from mmdit.latents.layout import AGAIN, FIX, INDEX, META, SHARD_TABLE, SHARDS, Group, parse_meta
+from mmdit.latents.index import Latent, Store
+from mmdit.latents.layout import AGAIN, FIX, INDEX, META, SHARD_TABLE, SHARDS, parse_meta
 from mmdit.latents.place import Place, Shard, place_of
 from mmdit.latents.rows import Rows
 
@@ -37,24 +34,16 @@ _MAKE = "make one with `mmdit encode FOLDER --out STORE`"
 _WAYS = {"an unfinished one": "run the same `mmdit encode` command again: it goes on where it ended"}
 
 
-class LatentStore:
+class LatentStore(Store):
     """A whole store, open for reading. It may be handed to forked and to spawned processes.
 
     What it costs to open does not grow with the number of clips: tables are read a part at a time, where they are
     asked for, and shards are looked at when they are first read from.
-
-    Attributes:
-        place: where it is.
-        meta: store.json: "settings" (codec, dtype, tiling), "codec" (name, fingerprint, ...), "counts", ...
-        groups: the rows by split and shape.
-        labels: the label names; the number of a label is its place here, and the null class is the number after.
     """
 
     def __init__(self, place: Place, meta: dict[str, Any], index: Rows, shards: Rows) -> None:
-        self.place, self.meta = place, meta
-        self.groups = tuple(Group(**group | {"latent": tuple(group["latent"])}) for group in meta["groups"])
-        self.labels: list[str] = list(meta["labels"])
-        self._index, self._shards = index, shards
+        super().__init__(place, meta, index)
+        self._shards = shards
         self._files: OrderedDict[int, tuple[Any, Shard]] = OrderedDict()
         self._owner = os.getpid()
 
@@ -97,44 +86,7 @@ class LatentStore:
     def __reduce__(self) -> Any:
         return LatentStore.open, (str(self.place), getattr(self.place, "cache", None))
 
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def row(self, number: int) -> dict[str, Any]:
-        """What is known of one clip, by column: id, source, start, end, fps, frames, height, width, flip, stride,
-        speed, latent, caption, label, split, shard, psnr, source_frames, source_fps, source_height, source_width,
-        reader, and the attributes. `caption`, `label`, `psnr` and `stride` may be None.
-
-        Raises:
-            IndexError: no such row.
-        """
-        return self._index.row(number)
-
-    def column(self, name: str, first: int = 0, count: int | None = None) -> pyarrow.ChunkedArray:
-        """One column of `count` rows (None: all that follow) from row `first` on; `IndexError` where there are none."""
-        return self._index.column(name, first, count)
-
-    @cached_property
-    def table(self) -> pyarrow.Table:
-        """The whole index, for small stores."""
-        return self._index.table()
-
-    def row_of(self, id: str) -> int:
-        """The first row with this id. All ids before it are read: for a few clips, not for many.
-
-        Raises:
-            Refused: no such clip.
-        """
-        first = 0
-        while first < len(self):
-            part, _ = self._index.part(first, ("id", "shard"))
-            place = pyarrow.compute.index(part["id"], id).as_py()
-            if place >= 0:
-                return first + place
-            first += len(part)
-        raise Refused("no such clip in the store", where=self.place, got=id, expected="the id of a row")
-
-    def latent(self, row: int) -> tuple[Tensor, Tensor]:
+    def latent(self, row: int) -> Latent:
         """Mean and deviation of the normalised latent of one row, each (channel, frame, height, width).
 
         They are views of the mapped file in the type that the store holds (float16 by default): do not write to them.
@@ -150,6 +102,10 @@ class LatentStore:
             return file.get_tensor(f"{id}.mean"), file.get_tensor(f"{id}.std")
         except Exception as error:
             raise Refused("a damaged shard", where=shard.path, got=error, fix=FIX) from None
+
+    def latents(self, rows: Sequence[int]) -> list[Latent | None]:
+        """`latent` of each row."""
+        return [self.latent(row) for row in rows]
 
     def location(self, row: int) -> tuple[int, str]:
         """The number of the shard that a row's latent is in, and its id there."""
@@ -178,60 +134,6 @@ class LatentStore:
                 raise Refused("a damaged shard", where=where, got=error, fix=FIX) from None
         self._files.move_to_end(number)
         return self._files[number]
-
-    def label_numbers(self, first: int = 0, count: int | None = None) -> NDArray[np.int64]:
-        """The number of each label of these rows, -1 where there is none; never the null class.
-
-        Raises:
-            Refused: a label that is not among the names, with its row.
-        """
-        column = self.column("label", first, count)
-        known = pyarrow.array(self.labels, pyarrow.string())
-        numbers = pyarrow.compute.index_in(column.cast(pyarrow.string()), known).fill_null(-1).to_numpy()
-        unknown = np.flatnonzero((numbers < 0) & column.is_valid().to_numpy())
-        if len(unknown):
-            row = int(unknown[0])
-            raise Refused(
-                "a label that is not among the names", where=f"{self.place.where(INDEX)}, row {first + row}",
-                got=repr(column[row].as_py()), expected=f"one of the {len(self.labels)} labels of store.json",
-                fix=AGAIN,
-            )  # fmt: skip
-        return numbers.astype(np.int64)
-
-    def split(self, name: str) -> range:
-        """The rows of one split; empty when there is no such split."""
-        groups = [group for group in self.groups if group.split == name]
-        return range(groups[0].first, groups[-1].rows.stop) if groups else range(0)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(channel, frame, height, width) of every latent.
-
-        Raises:
-            Refused: there are several shapes.
-        """
-        shapes = dict.fromkeys(group.latent for group in self.groups)
-        if len(shapes) != 1:
-            raise Refused(
-                "the store holds latents of several shapes", where=self.place,
-                got=", ".join("x".join(map(str, shape)) for shape in shapes), expected="one",
-                fix="encode clips of one size and length into a store of their own",
-            )  # fmt: skip
-        return next(iter(shapes))
-
-    @property
-    def clip(self) -> dict[str, Any]:
-        """What every clip is: "frames", "size" (height, width), "fps".
-
-        Raises:
-            Refused: there are several kinds.
-        """
-        if self.meta["clip"] is None:
-            raise Refused(
-                "the store holds clips of several shapes or frame rates", where=self.place, expected="one kind",
-                fix="encode clips of one kind into a store of their own",
-            )  # fmt: skip
-        return self.meta["clip"]
 
     @property
     def channel_mean(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def write_tables(
     ("labels"), in the order of their numbers, crop and codec.
     """
     rows = [(planned, row_of(planned, recorded.rows)) for planned in plan]
-    kept = sorted((pair for pair in rows if pair[1]["reason"] is None), key=_group_of)
+    kept = in_order(pair for pair in rows if pair[1]["reason"] is None)
     skipped = [pair for pair in rows if pair[1]["reason"] is not None]
     tables = {
-        INDEX: as_parquet(_index(kept)),
+        INDEX: as_parquet(index_table(kept)),
         SHARD_TABLE: shard_table(recorded),
         QUARANTINE: as_parquet(pyarrow.Table.from_pylist(list(map(_quarantined, skipped)), schema=QUARANTINE_ROWS)),
     }
@@ -59,13 +59,7 @@ def write_tables(
     meta = about | {
         "format": FORMAT,
         "settings": settings,
-        "clip": _one_kind(kept),
-        "groups": _groups(kept),
-        "counts": {
-            "clips": len(kept),
-            "skipped": len(skipped),
-            "splits": dict(sorted(Counter(planned.clip.split for planned, _ in kept).items())),
-        },
+        **about_clips(kept, len(skipped)),
         "channel_mean": mean,
         "channel_std": std,
     }
@@ -75,6 +69,18 @@ def write_tables(
             files.write_bytes(folder / name, data)
         files.write_json(folder / META, meta)
     return meta
+
+
+def in_order(kept: Iterable[Kept]) -> list[Kept]:
+    """The clips by split and shape, and in their order within."""
+    return sorted(kept, key=_group_of)
+
+
+def about_clips(kept: Sequence[Kept], skipped: int) -> dict[str, Any]:
+    """What store.json says of the clips, in order: "clip", "groups" and "counts"."""
+    splits = dict(sorted(Counter(planned.clip.split for planned, _ in kept).items()))
+    counts = {"clips": len(kept), "skipped": skipped, "splits": splits}
+    return {"clip": _one_kind(kept), "groups": _groups(kept), "counts": counts}
 
 
 def as_parquet(table: pyarrow.Table) -> bytes:
@@ -113,7 +119,8 @@ def _one_kind(kept: Sequence[Kept]) -> dict[str, Any] | None:
     return {"frames": frames, "size": [height, width], "fps": fps}
 
 
-def _index(kept: Sequence[Kept]) -> pyarrow.Table:
+def index_table(kept: Sequence[Kept]) -> pyarrow.Table:
+    """index.parquet: a row a clip. What is known of each comes from its shard, caption and label from the plan."""
     names = sorted({name for planned, _ in kept for name in planned.clip.attributes})
     # An attribute of the name of one of our columns is kept beside it.
     columns = {name: f"attribute.{name}" if name in INDEX_ROWS.names else name for name in names}

@@ -7,24 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmdit import files
 from mmdit.clips.buckets import Bucket
 from mmdit.clips.decode import BadClip, Decoded, ReadRequest
 from mmdit.clips.reader import ClipReader
-from mmdit.clips.video import frames_to_clip
 from mmdit.clips.windows import Windows
-from mmdit.errors import Stopped
+from mmdit.latents.batches import AHEAD_BYTES, Read, as_memory_allows, encode_batch, fault_of
 from mmdit.latents.claims import Claims
 from mmdit.latents.codec import Codec
 from mmdit.latents.fidelity import psnr
 from mmdit.latents.plan import Planned, read_request_of
-from mmdit.latents.request import DTYPES, ClipRules, EncodeOptions
+from mmdit.latents.request import ClipRules, EncodeOptions
 from mmdit.latents.shards import write_shard
-
-_AHEAD_BYTES = 512 << 20  # decoded frames that wait for the codec
 
 
 @dataclass
@@ -118,7 +114,7 @@ def _make_free_ones(
 def _ahead(work: Work) -> int:
     """How many decoded clips may wait for the codec."""
     largest = max((3 * planned.frames * planned.size[0] * planned.size[1] for planned in _all(work)), default=1)
-    return max(1, min(2 * work.options.batch_size, _AHEAD_BYTES // largest))
+    return max(1, min(2 * work.options.batch_size, AHEAD_BYTES // largest))
 
 
 def _all(work: Work) -> Iterator[Planned]:
@@ -168,26 +164,12 @@ class _Shard:
             self.latents[f"{planned.id}.mean"], self.latents[f"{planned.id}.std"] = latent.mean, latent.std
         self.tell(planned, row["reason"] is not None)
 
-    def _encode(self, batch: Sequence[tuple[Planned, Decoded]]) -> "list[_Latent]":
-        """The latents of clips of one shape; in two halves where the memory is too small for all at once."""
-        try:
-            return self._encode_at_once(batch)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise Stopped(
-                    "out of memory", where=batch[0][0].clip.path, got=f"1 clip of {batch[0][0].bucket} a batch",
-                    fix="use smaller buckets, --tiling on, --precision bfloat16, or a larger device",
-                ) from error  # fmt: skip
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self._encode(batch[:half]) + self._encode(batch[half:])
+    def _encode(self, batch: Read) -> "list[_Latent]":
+        """The latents of clips of one shape."""
+        return as_memory_allows(self._encode_at_once, batch)
 
-    def _encode_at_once(self, batch: Sequence[tuple[Planned, Decoded]]) -> "list[_Latent]":
-        clips = torch.stack([frames_to_clip(decoded.frames) for _, decoded in batch])
-        posterior = self.codec.encode(clips)
-        dtype = DTYPES[self.work.options.dtype]
-        means, stds = posterior.mean.to("cpu", dtype), posterior.std.to("cpu", dtype)
+    def _encode_at_once(self, batch: Read) -> "list[_Latent]":
+        clips, means, stds = encode_batch(self.codec, batch, self.work.options.dtype)
         sample = [i for i, (planned, _) in enumerate(batch) if self._measured(planned)]
         found: dict[int, float] = {}
         if sample:
@@ -217,10 +199,8 @@ def skipped(planned: Planned, reason: str) -> dict[str, Any]:
 
 def _row(planned: Planned, decoded: Decoded, latent: _Latent, floor: float | None) -> dict[str, Any]:
     mean, std = latent.mean.double(), latent.std.double()
-    if not (mean.isfinite().all() and std.isfinite().all()):
-        return skipped(
-            planned, "latent not finite: the codec cannot encode it, or its values are too large for the type"
-        )
+    if (fault := fault_of(mean, std)) is not None:
+        return skipped(planned, fault)
     if floor is not None and latent.psnr is not None and latent.psnr < floor:
         return skipped(planned, f"badly reconstructed: {latent.psnr:.1f} dB PSNR, the floor is {floor:g}")
     height, width = decoded.source_size

@@ -4,85 +4,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mmdit.config import Config
+from mmdit.config import Config, refuse_unread
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
 from mmdit.errors import Refused
+from mmdit.training.data_config import DataConfig
 from mmdit.training.watching import SampleConfig, Trackers
-
-
-def _refuse_unread(config: Config, name: str, got: str, expected: str) -> None:
-    """Refused where a key that nothing reads is set to something else than its default."""
-    value = getattr(config, name)
-    if value != type(config).model_fields[name].default:
-        raise Refused(f"nothing reads {name}", got=f"{name} {value} with {got}", expected=expected)
-
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class SourceConfig(Config):
-    """One of several stores that are trained on together."""
-
-    store: str
-    """The latent store: a folder, or a URL of fsspec."""
-    share: float | None = Field(None, gt=0.0, lt=1.0)
-    """Share of the samples that are its; null: each of its clips comes once an epoch."""
-
-
-class DataConfig(Config):
-    """Which encoded clips, and how many at a time."""
-
-    store: str | None = None
-    """The latent store that `mmdit encode` wrote: a folder, or a URL of fsspec (s3://..., gs://..., hf://...)."""
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)] | None = None
-    """Several stores of one codec in place of `store`: clips of unlike shapes, images and videos; an image is a clip
-    of one frame. null for the one store."""
-    split: str = "train"
-    """Split that is trained on."""
-    validation_split: str = "validation"
-    """Split that the held-out loss is measured on; it may be missing from the store."""
-    batch_size: int = Field(32, ge=1)
-    """Clips a step, over all processes together; they are of one shape."""
-    batch_by: Literal["clips", "cost"] = "clips"
-    """"clips": `batch_size` clips of every shape. "cost": `batch_size` clips of the costliest shape, and of the others
-    so many more as cost the same in multiply-accumulates of the network."""
-    batch_multiple: int = Field(1, ge=1)
-    """With "cost", every batch is a multiple of it: the number of processes, or a multiple of that."""
-    repeat: bool = False
-    """Train although there are fewer clips than `batch_size`: a batch then holds a clip several times."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Most clips that a process computes at once (of the costliest shape, with "cost"); the gradients of several such
-    parts of a step are added up, which takes less memory and changes no result. null computes a process's share of the
-    batch at once."""
-    image_share: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the steps that train on single frames (the first latent frame of each clip)."""
-    workers: int = Field(0, ge=0)
-    """Processes that read the next batches while a step is computed; 0 reads them in between. It changes no result."""
-
-    @model_validator(mode="after")
-    def _one_kind_of_data(self) -> Self:
-        if (self.store is None) == (self.sources is None):
-            got = "neither" if self.store is None else "both"
-            raise Refused(
-                "a recipe has one data.store, or data.sources", got=got, fix="set one of them, the other null"
-            )
-        if self.sources is not None:
-            shares = [source.share for source in self.sources]
-            total = sum(share or 0.0 for share in shares)
-            if total >= 1 if None in shares else abs(total - 1) > 1e-6:
-                raise Refused(
-                    "the shares of data.sources do not fit", got=f"{total:g} in all",
-                    expected="below 1, for the sources without a share" if None in shares else "1",
-                )  # fmt: skip
-        if self.batch_by == "clips":
-            _refuse_unread(self, "batch_multiple", "data.batch_by clips", "data.batch_by cost")
-        elif self.batch_size % self.batch_multiple:
-            raise Refused(
-                "data.batch_multiple does not divide data.batch_size",
-                got=f"{self.batch_multiple} and {self.batch_size}", expected="a divisor",
-            )  # fmt: skip
-        return self
 
 
 class TextConfig(Config):
@@ -103,7 +32,7 @@ class TextConfig(Config):
     def _sizes_are_of_the_embedded_encoder(self) -> Self:
         if self.encoder != "embedded":
             for name in ("width", "depth", "heads", "max_tokens"):
-                _refuse_unread(self, name, f"text.encoder {self.encoder}", "text.encoder embedded")
+                refuse_unread(self, name, f"text.encoder {self.encoder}", "text.encoder embedded")
         return self
 
 
@@ -126,9 +55,9 @@ class ConditionConfig(Config):
     @model_validator(mode="after")
     def _only_what_is_told_is_dropped(self) -> Self:
         if not self.labels:
-            _refuse_unread(self, "drop_label", "no labels", "conditions.labels")
+            refuse_unread(self, "drop_label", "no labels", "conditions.labels")
         if self.text is None:
-            _refuse_unread(self, "drop_text", "no text", "conditions.text")
+            refuse_unread(self, "drop_text", "no text", "conditions.text")
         if (total := sum(self.given_frames.values())) > 1:
             raise Refused("the shares of conditions.given_frames", got=f"{total:g} in all", expected="at most 1")
         return self
@@ -331,5 +260,5 @@ class RunConfig(Config):
                     "a LoRA is trained on weights that there are", got="lora without init_from",
                     fix="set init_from=RUN, or lora=null",
                 )  # fmt: skip
-            _refuse_unread(self.optimizer, "muon_lr", "lora", "AdamW for the adapters")
+            refuse_unread(self.optimizer, "muon_lr", "lora", "AdamW for the adapters")
         return self

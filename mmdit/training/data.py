@@ -39,6 +39,8 @@ class Batch:
     """(batch, frame): True at the frames that the network is shown."""
     places: list[Place]
     """Which clips these are."""
+    weights: Tensor | None = None
+    """(batch,): 0 at clips that could not be read, whose latents are nothing, else 1; None where all could be."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -178,9 +180,11 @@ class TrainingData:
         offset = torch.rand((), generator=generator(seed, "times", step), dtype=torch.float64)
         found = [self._found(bucket, first + slot) for slot in slots]
         places = [self._place(*at) for at in found]
+        stored = self.sources.latents(places)
+        nothing = torch.zeros(self.pools[bucket.pools[0]].latent)  # of a video that cannot be read, with weight 0
         latents, noises, labels, captions = [], [], [], []
-        for slot, (pool, number), latent in zip(slots, found, self._latents(places), strict=True):
-            mean, std = (x[:, :1] if image else x for x in latent)
+        for slot, (pool, number), latent in zip(slots, found, stored, strict=True):
+            mean, std = (x[:, :1] if image else x for x in latent or (nothing, nothing))
             random = generator(seed, "sample", step, slot)
             latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=random))
             noises.append(torch.randn(mean.shape, generator=random))
@@ -199,6 +203,7 @@ class TrainingData:
             text=self.texts.rows(captions) if self.texts is not None else None,
             given=self._given(step, slots, latents[0].shape[1]),
             places=places,
+            weights=torch.tensor([float(latent is not None) for latent in stored]) if None in stored else None,
         )
 
     def _found(self, bucket: Bucket, sample: int) -> tuple[int, int]:
@@ -208,10 +213,6 @@ class TrainingData:
 
     def _place(self, pool: int, number: int) -> Place:
         return self.pools[pool].source, self.pools[pool].group.first + number
-
-    def _latents(self, places: list[Place]) -> list[tuple[Tensor, Tensor]]:
-        """Mean and deviation of each clip."""
-        return [self.sources.stores[source].latent(row) for source, row in places]
 
     def _times(self, bucket: Bucket, offset: Tensor, slots: Sequence[int]) -> Tensor:
         """Times spread evenly over the global batch from one random offset: less variance. Source: 2107.00630, I.1."""

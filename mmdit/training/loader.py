@@ -23,7 +23,10 @@ class _Steps(Dataset[Batch | MmditError]):
 
     def __getitem__(self, step: int) -> Batch | MmditError:
         try:
-            return self.data.batch(step, self.slots(step))
+            batch = self.data.batch(step, self.slots(step))
+            if self.data.sources.live:
+                self.data.sources.read_ahead(self.data.places(step + 1, self.slots(step + 1)))
+            return batch
         except MmditError as error:  # raised in a worker, it would come with that one's traceback in its text
             return error
 

@@ -26,6 +26,7 @@ from mmdit.training.reporting import Report, report_kept
 from mmdit.training.resume import finish_save, resume, save
 from mmdit.training.resume_rules import check_same_recipe
 from mmdit.training.run import Run, begin_run
+from mmdit.training.run_data import write_skipped
 from mmdit.training.sharding import no_sync, whole
 from mmdit.training.snapshot import Writer
 from mmdit.training.trackers import TrackersOfRun, open_trackers
@@ -88,7 +89,7 @@ def train(
             meter.got_batch()
             losses = _backward(run, batch)
             norm = _gradient_norm(run)
-            loss, good = _judge(run, losses, norm)
+            loss, good = _judge(run, batch, losses, norm)
             if good:
                 run.bad_steps = 0
                 _clip(run, norm)
@@ -148,13 +149,14 @@ def _backward(run: Run, batch: Batch) -> Tensor:
 
 
 def _losses(run: Run, module: nn.Module, batch: Batch) -> Tensor:
-    """The loss of each sample, (batch,)."""
+    """The loss of each sample, (batch,); 0 for a clip that could not be read."""
 
     def predict(x_t: Tensor, timesteps: Tensor) -> Tensor:
         with _autocast(run):
             return module(x_t, timesteps, batch.labels, batch.text)
 
-    return run.process.loss(predict, batch.latents, batch.noise, batch.times, batch.given).per_sample
+    losses = run.process.loss(predict, batch.latents, batch.noise, batch.times, batch.given).per_sample
+    return losses if batch.weights is None else losses * batch.weights
 
 
 def _autocast(run: Run) -> contextlib.AbstractContextManager[None]:
@@ -171,15 +173,17 @@ def _gradient_norm(run: Run) -> Tensor:
     return whole(nn.utils.get_total_norm(gradients))
 
 
-def _judge(run: Run, losses: Tensor, norm: Tensor) -> tuple[float, bool]:
-    """The mean loss of the global batch, and whether it and the gradient are finite on every process.
+def _judge(run: Run, batch: Batch, losses: Tensor, norm: Tensor) -> tuple[float, bool]:
+    """The mean loss of the clips of the global batch, and whether it and the gradient are finite on every process.
 
     Decided before clipping, which would spread one NaN to every weight.
     """
-    loss = losses.mean()
+    loss = losses.sum()
+    clips = torch.tensor(float(len(batch)), device=loss.device) if batch.weights is None else batch.weights.sum()
     bad = ~(loss.isfinite() & norm.isfinite())
-    mean, bad_share = run.accelerator.reduce(torch.stack([loss, bad.to(loss.device, loss.dtype)]), "mean").tolist()
-    return mean, bad_share == 0
+    together = run.accelerator.reduce(torch.stack([loss, clips, bad.to(loss.device, loss.dtype)]))
+    total, count, bad_count = together.tolist()
+    return total / count if count else math.nan, bad_count == 0 and count > 0
 
 
 def _clip(run: Run, norm: Tensor) -> None:
@@ -250,6 +254,7 @@ def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float, trac
         **meter.line(run.accelerator),
     }
     if validate:
+        write_skipped(run)
         line |= held_out(run, lambda batch: _losses(run, run.trainee, batch))
     run.window = 0.0, 0
     if run.accelerator.is_main_process:

@@ -99,20 +99,22 @@ def data_as_told(config: RunConfig, latent: Latent | None, labels: int | None) -
     Raises:
         Refused: the shape, or the number of labels that the recipe conditions on, is not told.
     """
+    where = ", ".join(where_of(config.data))
     if latent is None:
         raise Refused(
-            "no store to plan for", where=where_of(config.data), expected="a latent store, or the shape of its latents",
+            "no store to plan for", where=where, expected="a latent store, or the shape of its latents",
             fix="encode first, or say --latent CHANNELxFRAMExHEIGHTxWIDTH",
         )  # fmt: skip
     if config.conditions.labels and labels is None:
-        raise Refused("no store to count the labels of", where=where_of(config.data), fix="say --labels NUMBER")
-    notes = [f"no store at {where_of(config.data)}: planned for clips as told; their number and captions are not known"]
+        raise Refused("no store to count the labels of", where=where, fix="say --labels NUMBER")
+    notes = [f"no store at {where}: planned for clips as told; their number and captions are not known"]
     return PlanData({latent: 1}, None, labels or 0, notes=notes)
 
 
-def where_of(data: DataConfig) -> str:
-    """The stores that a recipe names."""
-    return ", ".join(source.store for source in data.sources) if data.sources else str(data.store)
+def where_of(data: DataConfig) -> list[str]:
+    """The stores and videos that a recipe names."""
+    named = data.sources or (data,)
+    return [str(source.store if source.videos is None else source.videos.source) for source in named]
 
 
 def step_inputs(config: RunConfig, data: PlanData, latent: Latent, text: tuple[int, int] | None) -> StepInputs:

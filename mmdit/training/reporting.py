@@ -23,11 +23,9 @@ def report_kept(report: Report | None, config: RunConfig, folder: Path) -> Itera
     Args:
         report: None for no page, as on all processes but the main one.
     """
-    done = written = 0
+    done = 0
 
     def write() -> None:
-        nonlocal written
-        written = done
         try:
             if report is not None:
                 report(folder)
@@ -37,11 +35,11 @@ def report_kept(report: Report | None, config: RunConfig, folder: Path) -> Itera
     def step_done(step: int) -> None:
         nonlocal done
         done = step
-        if step % config.validate_every == 0:
+        if step % config.validate_every == 0 and step < config.steps:
             write()
 
     try:
         yield step_done
     finally:
-        if done != written:
+        if done:  # once more where a validation came last: its checkpoint is there by now
             write()

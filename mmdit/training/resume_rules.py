@@ -19,6 +19,11 @@ MUST_MATCH = {
     "seed", "steps", "precision", "ema_decay",
     "data.split", "data.batch_size", "data.image_share",
     "data.sources", "data.sources.share", "data.batch_by", "data.batch_multiple",
+    "data.videos.frames", "data.videos.size", "data.videos.bucket", "data.videos.token_budget", "data.videos.fps",
+    "data.videos.stride", "data.videos.windows", "data.videos.window_step", "data.videos.flip", "data.videos.kind",
+    "data.videos.caption_from", "data.videos.labels", "data.videos.no_caption", "data.videos.bad_captions",
+    "data.videos.max_caption", "data.videos.batch", "data.videos.dtype", "data.videos.precision",
+    "data.videos.tiling", "data.videos.reader",
     "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.given_frames",
     "conditions.text", "conditions.text.encoder",
     "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
@@ -42,8 +47,18 @@ MAY_CHANGE = {
     "samples", "samples.every", "samples.prompts", "samples.labels", "samples.count", "samples.steps",
     "samples.guidance", "trackers",
 }  # fmt: skip
-# A store may have moved: its rows are compared, not its name. `init_from` is read when a run begins, and never again.
-IGNORED = {"data.store", "data.sources.store", "init_from", "init_weights"}
+# What may have moved: rows, captions, labels and the codec's weights are compared, not their paths, and a run goes on
+# from videos where it was begun from a store of them. How they are read changes no result. `init_from` is read when a
+# run begins, and never again.
+IGNORED = {
+    "data.store", "data.videos", "data.videos.source", "data.videos.captions", "data.videos.label_names",
+    "data.videos.codec", "data.videos.workers", "data.videos.deadline", "init_from", "init_weights",
+}  # fmt: skip
+
+
+def rule_of(key: str) -> str:
+    """The key that stands in the tables for a dotted key: what a source has, is as what the one source has."""
+    return key if key == "data.sources.share" else key.replace("data.sources.", "data.")
 
 
 def check_same_recipe(config: RunConfig, folder: Path) -> None:
@@ -62,7 +77,7 @@ def check_same_recipe(config: RunConfig, folder: Path) -> None:
     old = parse_config(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
     changed = list(differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
     for key, was, now in changed:
-        if key not in MAY_CHANGE | IGNORED:
+        if rule_of(key) not in MAY_CHANGE | IGNORED:
             raise Refused(
                 "the recipe is not the one that this run was begun with",
                 where=folder,
@@ -71,7 +86,7 @@ def check_same_recipe(config: RunConfig, folder: Path) -> None:
                 fix="set it back, or train into another folder",
             )
     for key, was, now in changed:
-        if key in MAY_CHANGE:
+        if rule_of(key) in MAY_CHANGE:
             log.warning("the run goes on with %s=%s, and was begun with %s=%s", key, now, key, was)
 
 

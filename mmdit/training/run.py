@@ -97,7 +97,7 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     Raises:
         Refused: the store does not hold what the recipe asks for.
     """
-    sources = Sources.open(config.data)
+    sources = Sources.open(config.data, accelerator.device, folder)
     pool = sources.main_pool(config.data.split)
     process = build_process(config, pool.latent)
     splits = {"train": TrainingData(sources, config.data.split, config)}

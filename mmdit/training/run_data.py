@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from accelerate.utils import gather_object
 
 from mmdit import files
 from mmdit.errors import Refused
+from mmdit.latents.live import Skipped
 from mmdit.training.run import Run
 from mmdit.training.sources import Pool, Sources
 
@@ -92,6 +94,16 @@ def write_rows(run_folder: Path, sources: Sources, pools: list[Pool]) -> str:
     if not rows_path(run_folder, digest).exists():
         files.write_parquet(rows_path(run_folder, digest), pyarrow.table(columns))
     return digest
+
+
+def write_skipped(run: Run) -> None:
+    """Lists the videos that could not be read in the run's quarantine.parquet; called on every process."""
+    if not run.sources.live:
+        return
+    skipped = dict.fromkeys(tuple(clip) for clip in gather_object(run.sources.skipped))
+    if skipped and run.accelerator.is_main_process:
+        rows = [dict(zip(Skipped._fields, clip, strict=True)) for clip in skipped]
+        files.write_parquet(run.folder / "quarantine.parquet", pyarrow.Table.from_pylist(rows))
 
 
 def _changes(before: Path, after: Path) -> str:

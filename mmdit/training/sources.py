@@ -1,16 +1,21 @@
 """The encoded clips of a run: one store, or several that fit together."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mmdit.errors import Refused
+from mmdit.latents.index import Latent, Store
 from mmdit.latents.layout import Group
-from mmdit.latents.store import LatentStore
-from mmdit.training.config import DataConfig
+from mmdit.latents.live import LiveStore, Skipped
+from mmdit.training.data_config import DataConfig
+from mmdit.training.videos import open_data
 
 Place = tuple[int, int]
 """A clip of a run: the number of its source, and its row there."""
@@ -42,7 +47,7 @@ class Sources:
         Refused: two stores were encoded with unlike codecs.
     """
 
-    def __init__(self, stores: list[LatentStore], shares: list[float | None]) -> None:
+    def __init__(self, stores: list[Store], shares: list[float | None]) -> None:
         self.stores, self.shares = stores, shares
         self.labels = list(dict.fromkeys(label for store in stores for label in store.labels))
         self.codec: dict[str, Any] = stores[0].meta["codec"]
@@ -57,11 +62,22 @@ class Sources:
                 )  # fmt: skip
 
     @classmethod
-    def open(cls, config: DataConfig) -> "Sources":
-        """Opens what the recipe names."""
+    def open(cls, config: DataConfig, device: torch.device | str = "cpu", folder: Path | None = None) -> "Sources":
+        """Opens what the recipe names; every process of a run calls it alike.
+
+        Args:
+            device: where videos are encoded.
+            folder: the run's, where what is found out about videos is kept; None: nowhere.
+
+        Raises:
+            Refused: what `open_data` refuses, and two sources that do not fit together.
+        """
         if config.sources is None:
-            return cls([LatentStore.open(str(config.store))], [None])
-        stores = [LatentStore.open(source.store) for source in config.sources]
+            return cls([open_data(config, torch.device(device), folder)], [None])
+        stores = [
+            open_data(source, torch.device(device), folder and folder / "sources" / str(number))
+            for number, source in enumerate(config.sources)
+        ]
         return cls(stores, [source.share for source in config.sources])
 
     @property
@@ -81,6 +97,30 @@ class Sources:
     def row(self, place: Place) -> dict[str, Any]:
         """What is known of one clip: `LatentStore.row`."""
         return self.stores[place[0]].row(place[1])
+
+    def latents(self, places: Sequence[Place]) -> list[Latent | None]:
+        """Mean and deviation of each clip's latent; None where a video cannot be read."""
+        found: dict[Place, Latent | None] = {}
+        for number, rows in _by_source(places).items():
+            found |= zip(((number, row) for row in rows), self.stores[number].latents(rows), strict=True)
+        return [found[place] for place in places]
+
+    @property
+    def live(self) -> bool:
+        """Whether some clips are encoded when they are asked for."""
+        return any(isinstance(store, LiveStore) for store in self.stores)
+
+    def read_ahead(self, places: Sequence[Place]) -> None:
+        """Begins to read the videos among these clips, for a `latents` to come."""
+        for number, rows in _by_source(places).items():
+            store = self.stores[number]
+            if isinstance(store, LiveStore):
+                store.read_ahead(rows)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The videos that could not be read so far, and those whose headers say so."""
+        return [clip for store in self.stores if isinstance(store, LiveStore) for clip in store.skipped]
 
     def label_numbers(self, pool: Pool) -> NDArray[np.int64]:
         """The number of each label of the pool's clips, -1 where there is none."""
@@ -111,3 +151,10 @@ class Sources:
             return known
         fps = store.row(group.first)["fps"]
         return {"frames": group.frames, "size": [group.height, group.width], "fps": fps}
+
+
+def _by_source(places: Sequence[Place]) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for number, row in places:
+        rows.setdefault(number, []).append(row)
+    return rows

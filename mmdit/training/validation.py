@@ -41,7 +41,8 @@ def held_out(run: Run, losses: Losses) -> dict[str, Any]:
         return {}
     data, device = run.splits["validation"], run.accelerator.device
     count = sum(part.count for part in _parts(run, data))
-    found = torch.zeros(1 + len(LEVELS), count, device=device)  # a row each: as trained, and the levels
+    # A row each: as trained, the levels, and 1 at what could be read, which a video may not be.
+    found = torch.zeros(1 + len(LEVELS) + 1, count, device=device)
     labels = torch.zeros(count, dtype=torch.long, device=device)
     with run.ema.in_place_of_weights(run.trainee):
         run.trainee.eval()
@@ -49,10 +50,13 @@ def held_out(run: Run, losses: Losses) -> dict[str, Any]:
             at_levels = [replace(whole, times=times_at(run.process, level, len(whole))) for level in LEVELS]
             for row, batch in enumerate([drawn, *at_levels]):
                 found[row, clips.start : clips.stop] = _in_parts(run, batch.to(device), losses)[: len(clips)]
+            could_be_read = torch.ones(len(whole)) if whole.weights is None else whole.weights
+            found[-1, clips.start : clips.stop] = could_be_read[: len(clips)].to(device)
             if whole.labels is not None:
                 labels[clips.start : clips.stop] = whole.labels[: len(clips)].to(device)
         run.trainee.train()
     found, labels = run.accelerator.reduce(found), run.accelerator.reduce(labels)
+    found, labels = found[:-1, found[-1] > 0], labels[found[-1] > 0]
     by_level = {str(level): _finite(each.mean()) for level, each in zip(LEVELS, found[1:], strict=True)}
     measured: dict[str, Any] = {"val_loss": found[0].mean().item(), "val_noise": by_level}
     if data.labels is not None:

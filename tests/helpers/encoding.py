@@ -9,7 +9,7 @@ from pooled import Direct, Pooled
 from mmdit.clips.buckets import Bucket
 from mmdit.clips.source import find_source
 from mmdit.latents import encode as encode_module
-from mmdit.latents import work
+from mmdit.latents import plan, work
 from mmdit.latents.encode import encode_clips
 from mmdit.latents.report import EncodeReport
 from mmdit.latents.request import ClipRules, EncodeOptions
@@ -45,5 +45,5 @@ def contents(store: Path) -> dict[str, bytes]:
 
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips are read in this process, which spares the test the start of another."""
-    for module in (encode_module, work):
+    for module in (encode_module, plan, work):
         monkeypatch.setattr(module, "ClipReader", Direct)

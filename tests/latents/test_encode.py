@@ -21,7 +21,7 @@ from mmdit.clips.part import Part
 from mmdit.clips.source import SourceClip
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.errors import OverBudget, Refused, Stopped
-from mmdit.latents import work
+from mmdit.latents import batches
 from mmdit.latents.codec import Posterior
 from mmdit.latents.facts import find_facts
 from mmdit.latents.plan import plan_clips
@@ -250,7 +250,7 @@ def test_a_latent_that_is_not_finite_is_skipped(videos: Path, tmp_path: Path, mo
 
 
 def test_skipped_clips_are_read_again_on_request(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "frames_to_clip", lambda frames: frames_to_clip(frames) * float("nan"))
+    monkeypatch.setattr(batches, "frames_to_clip", lambda frames: frames_to_clip(frames) * float("nan"))
     with pytest.raises(Refused, match="latent not finite"):
         run(videos, tmp_path / "store")
     monkeypatch.undo()

@@ -58,12 +58,12 @@ ELSEWHERE: dict[str, type[BaseModel]] = {
 }
 # What other tests see: test_build.py; test_loop.py; test_micro.py and others, where nothing but time or room changes;
 # test_retention.py; test_init_from.py; test_sources.py and test_loader.py; test_trackers.py;
-# test_sharding.py; test_lora.py; test_eight_bit.py; tests/pipelines/test_training_samples.py.
+# test_sharding.py; test_videos.py; test_lora.py; test_eight_bit.py; tests/pipelines/test_training_samples.py.
 NOT_HERE = {
     "model", "flow", "diffusion", "stop_after_bad_steps", "data__micro_batch", "compile", "ema_device", "keep_best",
     "keep_every", "init_from", "init_weights", "samples", "trackers",
     "data__batch_by", "data__batch_multiple", "data__repeat", "data__workers", "data__sources", "lora",
-    "optimizer__adamw", "keep_hours", "sharding",
+    "optimizer__adamw", "keep_hours", "sharding", "data__videos",
 }  # fmt: skip
 
 

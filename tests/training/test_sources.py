@@ -137,8 +137,8 @@ def test_stores_of_unlike_codecs_are_refused(shapes: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"store": None}, "a recipe has one data.store, or data.sources, got neither"),
-        ({"sources": [{"store": "a"}]}, "got both"),
+        ({"store": None}, "a recipe has one of data.store, data.videos and data.sources, got none"),
+        ({"sources": [{"store": "a"}]}, "got store and sources"),
         ({"store": None, "sources": [{"store": "a", "share": 0.5}, {"store": "b", "share": 0.6}]}, "got 1.1 in all"),
         ({"store": None, "sources": [{"store": "a", "share": 0.5}]}, "got 0.5 in all, expected 1"),
         ({"batch_multiple": 2}, "nothing reads batch_multiple"),
