@@ -72,7 +72,7 @@ def measure_loop(config: RunConfig, folder: Path, steps: int) -> LoopCost:
     steps += WARM_UP
     config = config.model_copy(update={"steps": steps, "checkpoint_every": steps, "validate_every": steps + 1})
     parts = {
-        "batch": (TrainingData, "batch"), "forward and backward": (loop, "_backward"),
+        "waiting for the batch": (loop, "_next"), "forward and backward": (loop, "_backward"),
         "gradient norm": (loop, "_gradient_norm"), "finite or not": (loop, "_judge"), "clipping": (loop, "_clip"),
         "averages": (EMA, "update"), "log": (loop, "_log"), "checkpoint": (loop, "save"),
     }  # fmt: skip

@@ -181,13 +181,19 @@ class TrainingData:
         found = [self._found(bucket, first + slot) for slot in slots]
         places = [self._place(*at) for at in found]
         stored = self.sources.latents(places)
-        nothing = torch.zeros(self.pools[bucket.pools[0]].latent)  # of a video that cannot be read, with weight 0
-        latents, noises, labels, captions = [], [], [], []
-        for slot, (pool, number), latent in zip(slots, found, stored, strict=True):
-            mean, std = (x[:, :1] if image else x for x in latent or (nothing, nothing))
+        channels, frames, height, width = self.pools[bucket.pools[0]].latent
+        shape = (channels, 1 if image else frames, height, width)
+        nothing = torch.zeros(shape)  # of a video that cannot be read, with weight 0
+        means, stds = (
+            torch.stack([nothing if latent is None else latent[part][:, : shape[1]] for latent in stored]).float()
+            for part in (0, 1)
+        )
+        draws, noise = torch.empty(len(places), *shape), torch.empty(len(places), *shape)
+        labels, captions = [], []
+        for place, (slot, (pool, number)) in enumerate(zip(slots, found, strict=True)):
             random = generator(seed, "sample", step, slot)
-            latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=random))
-            noises.append(torch.randn(mean.shape, generator=random))
+            draws[place].normal_(generator=random)
+            noise[place].normal_(generator=random)
             drop_label, drop_text = torch.rand(2, generator=random).tolist()
             if self.labels is not None:
                 label = int(self.labels[pool][number])
@@ -196,12 +202,12 @@ class TrainingData:
                 caption = int(self._caption_of[pool][number])
                 captions.append(0 if drop_text < conditions.drop_text else caption)
         return Batch(
-            latents=torch.stack(latents),
-            noise=torch.stack(noises),
+            latents=draws.mul_(stds).add_(means),
+            noise=noise,
             times=self._times(bucket, offset, slots),
             labels=torch.tensor(labels) if self.labels is not None else None,
             text=self.texts.rows(captions) if self.texts is not None else None,
-            given=self._given(step, slots, latents[0].shape[1]),
+            given=self._given(step, slots, shape[1]),
             places=places,
             weights=torch.tensor([float(latent is not None) for latent in stored]) if None in stored else None,
         )

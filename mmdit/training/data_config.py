@@ -55,7 +55,8 @@ class DataConfig(Config):
     image_share: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the steps that train on single frames (the first latent frame of each clip)."""
     workers: int = Field(0, ge=0)
-    """Processes that read the next batches while a step is computed; 0 reads them in between. It changes no result."""
+    """Processes that make the next batches while a step is computed; 0 makes the next one in a thread, which is enough
+    where a store lies on a quick disk. It changes no result."""
 
     @model_validator(mode="after")
     def _one_kind_of_data(self) -> Self:

@@ -1,8 +1,9 @@
-"""The batches of a run in order, made ahead by worker processes where the recipe has some."""
+"""The batches of a run in order, made ahead."""
 
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -32,10 +33,10 @@ class _Steps(Dataset[Batch | MmditError]):
 
 
 def batches(data: TrainingData, steps: range, process: int, processes: int, *, pin: bool = False) -> Iterator[Batch]:
-    """This process's part of the batch of each step.
+    """This process's part of the batch of each step, made while the step before is computed.
 
-    What comes does not depend on `data.workers`: with some, that many processes make the next batches while a step is
-    computed.
+    What comes does not depend on `data.workers`: with some, that many processes make the next batches, else a thread
+    makes the next one.
 
     Args:
         pin: put them into page-locked memory, from which they reach a CUDA device sooner.
@@ -44,11 +45,21 @@ def batches(data: TrainingData, steps: range, process: int, processes: int, *, p
         Stopped: a worker was killed; the clips are named that are waited for.
     """
     parts, workers = _Steps(data, process, processes), data.config.data.workers
-    made = map(parts.__getitem__, steps) if not workers else _from_workers(parts, steps, workers)
+    made = _from_workers(parts, steps, workers) if workers else _from_thread(parts, steps)
     for batch in made:
         if isinstance(batch, MmditError):
             raise batch
         yield batch.pin_memory() if pin else batch
+
+
+def _from_thread(parts: _Steps, steps: range) -> Iterator[Batch | MmditError]:
+    with ThreadPoolExecutor(1, "batches") as thread:
+        ahead = thread.submit(parts.__getitem__, steps.start)
+        for step in steps:
+            batch = ahead.result()
+            if step + 1 < steps.stop:
+                ahead = thread.submit(parts.__getitem__, step + 1)
+            yield batch
 
 
 def _from_workers(parts: _Steps, steps: range, workers: int) -> Iterator[Batch | MmditError]:

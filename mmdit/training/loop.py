@@ -85,7 +85,7 @@ def train(
             # ---------------------------------------------------------------- one step
             meter.begin()
             set_learning_rate(run.optimizers, learning_rate_scale(config.optimizer, run.step, config.steps))
-            batch = next(ready).to(accelerator.device)
+            batch = _next(ready).to(accelerator.device)
             meter.got_batch()
             losses = _backward(run, batch)
             norm = _gradient_norm(run)
@@ -132,6 +132,10 @@ def _batches(run: Run) -> Iterator[Batch]:
     accelerator, steps = run.accelerator, range(run.step, run.config.steps)
     pin = accelerator.device.type == "cuda"
     return batches(run.splits["train"], steps, accelerator.process_index, accelerator.num_processes, pin=pin)
+
+
+def _next(ready: Iterator[Batch]) -> Batch:
+    return next(ready)
 
 
 def _backward(run: Run, batch: Batch) -> Tensor:
@@ -188,7 +192,7 @@ def _judge(run: Run, batch: Batch, losses: Tensor, norm: Tensor) -> tuple[float,
 
 def _clip(run: Run, norm: Tensor) -> None:
     limit = run.config.optimizer.clip_norm
-    if limit is not None:
+    if limit is not None and norm + 1e-6 > limit:  # else every gradient would be multiplied by 1
         nn.utils.clip_grads_with_norm_(run.trainee.parameters(), limit, norm)
 
 

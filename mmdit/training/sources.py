@@ -1,5 +1,6 @@
 """The encoded clips of a run: one store, or several that fit together."""
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Sources:
 
     def __init__(self, stores: list[Store], shares: list[float | None]) -> None:
         self.stores, self.shares = stores, shares
+        self._reading = threading.Lock()  # the next batch is made in a thread, while another split is looked at
         self.labels = list(dict.fromkeys(label for store in stores for label in store.labels))
         self.codec: dict[str, Any] = stores[0].meta["codec"]
         for store in stores[1:]:
@@ -80,6 +82,9 @@ class Sources:
         ]
         return cls(stores, [source.share for source in config.sources])
 
+    def __reduce__(self) -> Any:
+        return Sources, (self.stores, self.shares)
+
     @property
     def where(self) -> str:
         """The stores, for messages."""
@@ -101,8 +106,9 @@ class Sources:
     def latents(self, places: Sequence[Place]) -> list[Latent | None]:
         """Mean and deviation of each clip's latent; None where a video cannot be read."""
         found: dict[Place, Latent | None] = {}
-        for number, rows in _by_source(places).items():
-            found |= zip(((number, row) for row in rows), self.stores[number].latents(rows), strict=True)
+        with self._reading:
+            for number, rows in _by_source(places).items():
+                found |= zip(((number, row) for row in rows), self.stores[number].latents(rows), strict=True)
         return [found[place] for place in places]
 
     @property
