@@ -25,6 +25,7 @@ from mmdit.training.processes import hold_together, make_accelerator, on_any, un
 from mmdit.training.reporting import Report, report_kept
 from mmdit.training.resume import finish_save, resume, save
 from mmdit.training.resume_rules import check_same_recipe
+from mmdit.training.room import memory_told
 from mmdit.training.run import Run, begin_run
 from mmdit.training.run_data import write_skipped
 from mmdit.training.sharding import no_sync, whole
@@ -76,6 +77,7 @@ def train(
         run = begin_run(config, folder, accelerator)
         run.writer = writer
         resume(run, fallback=fallback, accept_data=accept_data)
+        opened.enter_context(memory_told(run))
         take_samples = _prepared(run, sample)
         trackers = opened.enter_context(open_trackers(run))
         ready = _batches(run)

@@ -22,7 +22,7 @@ from mmdit import files
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
 from mmdit.models import DiT
-from mmdit.training.config import LoraConfig
+from mmdit.training.model_config import LoraConfig
 
 if TYPE_CHECKING:
     from mmdit.training.run import Trainee

@@ -22,6 +22,7 @@ from mmdit.training.build import describe_process
 from mmdit.training.init_from import init_from
 from mmdit.training.processes import on_any
 from mmdit.training.retention import check_retention, remove_old
+from mmdit.training.room import check_room
 from mmdit.training.run import Run, Trainee, with_weights
 from mmdit.training.run_data import check_data, data_state
 from mmdit.training.sharding import load_weights, local, whole
@@ -186,7 +187,7 @@ def resume(run: Run, *, fallback: bool = False, accept_data: bool = False) -> No
             log.warning("%s", report.text())
             files.write_json(run.folder / "init.json", vars(report))
     if run.accelerator.is_main_process:
-        _check_room(run)
+        check_room(run)
         files.write_text(run.folder / "config.yaml", dump_config(run.config))
         _cut_log(run.folder / "metrics.jsonl", run.step)
 
@@ -230,24 +231,6 @@ def _set_aside_after(run_folder: Path, taken: Path) -> None:
                 files.remove_folder(aside)
             path.rename(aside)
             log.warning("damaged, and set aside as %s", aside)
-
-
-def _check_room(run: Run) -> None:
-    """Refused where the disk has no room for the checkpoints that the run will hold at one time."""
-    if run.step == run.config.steps:
-        return
-    # Weights, average, two moments; while parts of the first two are put together they are there twice.
-    held = 4 if run.writers is None else 6
-    copies = [(weight, held if weight.requires_grad else 1) for weight in run.trainee.parameters()]
-    one = sum(count * weight.numel() * weight.element_size() for weight, count in copies)
-    count = max(1, run.config.keep_checkpoints + 1 - len(checkpoints.list_checkpoints(run.folder)))
-    free = shutil.disk_usage(run.folder).free
-    if free < one * count:
-        raise Refused(
-            "not enough room on the disk", where=run.folder, got=f"{free / 1e6:.1f} MB free",
-            expected=f"{one * count / 1e6:.1f} MB: {count} checkpoints of up to {one / 1e6:.1f} MB",
-            fix="make room, or keep fewer with keep_checkpoints",
-        )  # fmt: skip
 
 
 def _read_weights(run: Run, folder: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import exit_code
 from kills import killed_at
 from runs import change_state, flip, sign, state_of
@@ -20,6 +21,7 @@ from runs import change_state, flip, sign, state_of
 from mmdit import files
 from mmdit.config import dump_config
 from mmdit.errors import Refused, Stopped
+from mmdit.training import loop
 from mmdit.training.checkpoint import find_checkpoint, list_checkpoints, verify_checkpoint
 from mmdit.training.loop import train
 
@@ -246,3 +248,35 @@ def test_state_that_is_none_is_refused(trained: Path, recipe: Any) -> None:
         sign(checkpoint)
         with pytest.raises(Refused, match="not a checkpoint's state"):
             train(recipe(steps=4), trained)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_out_of_memory_stops_with_the_sizes_and_what_to_set(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    plain = loop._backward
+
+    def backward(run: Any, batch: Any) -> torch.Tensor:
+        if run.step == 4:
+            raise error
+        return plain(run, batch)
+
+    monkeypatch.setattr(loop, "_backward", backward)
+    said = r"out of memory, in .*step 4, on cpu, got 4 clips at once of 4 a process, latents 4x3x4x4; .*micro_batch=2"
+    with pytest.raises(Stopped, match=said):
+        train(recipe(), tmp_path)
+    assert find_checkpoint(tmp_path).name == "step-0000004"
+
+
+def test_another_failure_is_not_called_out_of_memory(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backward(*_: Any) -> torch.Tensor:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(loop, "_backward", backward)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(recipe(), tmp_path)
