@@ -76,8 +76,11 @@ def check_same_recipe(config: RunConfig, folder: Path) -> None:
             _check_format(checkpoint)
     old = parse_config(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
     changed = list(differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
+    may_change = MAY_CHANGE
+    if config.optimizer.decay == "constant":  # else the learning rates of the steps done were those of another end
+        may_change = MAY_CHANGE | {"steps"}
     for key, was, now in changed:
-        if rule_of(key) not in MAY_CHANGE | IGNORED:
+        if rule_of(key) not in may_change | IGNORED:
             raise Refused(
                 "the recipe is not the one that this run was begun with",
                 where=folder,
@@ -86,7 +89,7 @@ def check_same_recipe(config: RunConfig, folder: Path) -> None:
                 fix="set it back, or train into another folder",
             )
     for key, was, now in changed:
-        if rule_of(key) in MAY_CHANGE:
+        if rule_of(key) in may_change:
             log.warning("the run goes on with %s=%s, and was begun with %s=%s", key, now, key, was)
 
 

@@ -146,3 +146,14 @@ def test_captions_with_other_words_are_refused_for_the_encoder_trained_along(rec
     sign(checkpoint)
     with pytest.raises(Refused, match="the captions make another vocabulary"):
         train(recipe(steps=2), tmp_path, accept_data=True)
+
+
+def test_a_run_may_go_on_for_longer_where_no_decay_ends_it(recipe: Any, tmp_path: Path) -> None:
+    train(recipe(steps=2, optimizer__decay="constant"), tmp_path / "longer")
+    train(recipe(steps=4, optimizer__decay="constant"), tmp_path / "longer")
+    train(recipe(steps=4, optimizer__decay="constant"), tmp_path / "whole")
+    ends = [(find_checkpoint(tmp_path / name) / "manifest.json").read_bytes() for name in ("longer", "whole")]
+    assert ends[0] == ends[1]
+    train(recipe(steps=2), tmp_path / "decays")
+    with pytest.raises(Refused, match="got steps=4, expected steps=2"):
+        train(recipe(steps=4), tmp_path / "decays")
