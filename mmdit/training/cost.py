@@ -18,6 +18,7 @@ from mmdit.training.run import Run
 from mmdit.training.sources import Sources
 
 MODEL = ("forward and backward", "optimizer step")
+WAITING = "waiting for the batch"  # which is made while the step before is computed
 WARM_UP = 3  # first steps that are slower: kernels are chosen, files come from the disk
 
 
@@ -72,7 +73,7 @@ def measure_loop(config: RunConfig, folder: Path, steps: int) -> LoopCost:
     steps += WARM_UP
     config = config.model_copy(update={"steps": steps, "checkpoint_every": steps, "validate_every": steps + 1})
     parts = {
-        "waiting for the batch": (loop, "_next"), "forward and backward": (loop, "_backward"),
+        WAITING: (loop, "_next"), "forward and backward": (loop, "_backward"),
         "gradient norm": (loop, "_gradient_norm"), "finite or not": (loop, "_judge"), "clipping": (loop, "_clip"),
         "averages": (EMA, "update"), "log": (loop, "_log"), "checkpoint": (loop, "save"),
     }  # fmt: skip
