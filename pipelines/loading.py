@@ -140,6 +140,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         tokenizer=encoder.tokenizer if encoder else None,
         label_names=state["label_names"] or None,
         clip=source.clip,
+        given_frames=state.get("given_frames"),
         origin={**source.origin, "weights": weights},
         process=describe_process(process),
     )
