@@ -55,6 +55,9 @@ class ClipPipeline(DiffusionPipeline):
         given_frames: the kinds of given frames that it was trained with, of `mmdit.conditioning.frames.GIVEN`.
     """
 
+    always_given = GivenFrames()
+    always_force = False
+    """What is given where a call gives nothing, and whether it is although the network was not trained with it."""
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012  (diffusers reads this name)
 
@@ -190,7 +193,8 @@ class ClipPipeline(DiffusionPipeline):
         clips = len(conditions) * num_clips_per_prompt
         grid = self.latent_grid(num_frames, height, width, clips=clips)
         _check_generators(generator, clips)
-        asked = GivenFrames(image, last_image, video, given)
+        asked = GivenFrames(image, last_image, video, given) or self.always_given
+        force_given = force_given or self.always_force
         windows = self._windows(num_frames, grid, window_frames, overlap, force_given)
         check_guided(image_guidance_scale, given=bool(asked) or windows.count > 1)
         if output_type == "latent" and windows.count > 1 and self.codec.time_factor > 1:

@@ -134,11 +134,12 @@ def make_windows(
         drawn = draw(number, given)
         last = number == windows.count - 1
         clip = drawn if latents else decode(codec, drawn, windows.length)
-        begin = number * (windows.length - windows.shared)
+        new = clip[:, :, windows.shared if number else 0 :]  # what was shared is there already, coded once less
+        begin = number * (windows.length - windows.shared) + clip.shape[2] - new.shape[2]
         if number == 0:
             whole = windows.grid[0] if latents and last else windows.frames
             made = torch.empty(*clip.shape[:2], whole, *clip.shape[3:])
-        made[:, :, begin : begin + clip.shape[2]] = clip[:, :, : made.shape[2] - begin].float().cpu()
+        made[:, :, begin : begin + new.shape[2]] = new[:, :, : made.shape[2] - begin].float().cpu()
         if not last:
             given = _carried(codec, windows, drawn, clip)
     return made
