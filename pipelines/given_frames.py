@@ -248,7 +248,7 @@ def read_video(value: Any) -> Tensor:
         if len({image.shape for image in images}) == 1:
             return torch.cat(images, dim=1)
     if isinstance(value, np.ndarray) and value.ndim == 4 and value.shape[-1] == 3 and value.size:
-        clip = torch.from_numpy(np.ascontiguousarray(value)).permute(3, 0, 1, 2)
+        clip = torch.from_numpy(value.copy()).permute(3, 0, 1, 2)
         clip = clip / 127.5 - 1 if value.dtype == np.uint8 else clip.float() * 2 - 1
         return _in_range(clip, "[0, 1], or whole numbers of uint8")
     if isinstance(value, Tensor) and value.ndim == 4 and value.shape[0] == 3 and value.numel():
