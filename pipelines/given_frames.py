@@ -121,7 +121,7 @@ def _plan_one(
     mask = torch.zeros(count, dtype=torch.bool)
     latents = _read_latents(parts["latents"], shape) if "latents" in parts else {}
     mask[list(latents)] = True
-    pixels = {}
+    pixels = dict[str, Tensor]()
     for name in ("image", "last_image"):
         if name in parts:
             pixels[name] = fit(read_image(parts[name]), size)

@@ -70,7 +70,8 @@ def test_every_form_of_a_picture_is_the_same_picture(pipeline: ClipPipeline) -> 
     for form in (Image.fromarray(array), Image.fromarray(alpha), array, array.astype(np.float32) / 255, clip):
         torch.testing.assert_close(read_image(form)[:, 0], clip, atol=1e-6, rtol=0)
     video = np.stack([picture(number) for number in range(3)])
-    for form in (list(video), [Image.fromarray(frame) for frame in video], read_video(video)):
+    forms: list[Any] = [list(video), [Image.fromarray(frame) for frame in video], read_video(video)]
+    for form in forms:
         torch.testing.assert_close(read_video(form), read_video(video), atol=1e-6, rtol=0)
 
 

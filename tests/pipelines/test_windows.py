@@ -24,6 +24,18 @@ def plan(codec: Codec, frames: int, trained: int, patch: int = 1, **options: Any
     return plan_windows(codec, patch, frames, codec.latent_size(size), trained, **settings)
 
 
+def count_frames(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The latent frames of each call of the decoder."""
+    counts, plain = list[int](), Codec.decode
+
+    def counting(self: Codec, latents: Tensor) -> Tensor:
+        counts.append(latents.shape[2])
+        return plain(self, latents)
+
+    monkeypatch.setattr(Codec, "decode", counting)
+    return counts
+
+
 def test_windows_cover_the_clip_and_each_begins_as_a_clip_of_the_codec(codec: Codec) -> None:
     trained, frames = 1 + 3 * codec.frame_step, 1 + 20 * codec.frame_step
     windows = plan(codec, frames, trained)
@@ -69,9 +81,7 @@ def test_the_end_of_each_window_is_the_beginning_of_the_next(codec: Codec) -> No
 
 
 def test_no_more_than_a_window_is_decoded_at_a_time(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    plain = Codec.decode
-    monkeypatch.setattr(Codec, "decode", lambda self, x: (counts.append(x.shape[2]), plain(self, x))[1])
+    counts = count_frames(monkeypatch)
     windows = plan(codec, 1 + 6 * codec.frame_step, 1 + 2 * codec.frame_step)
     make_windows(codec, windows, None, lambda number, given: torch.zeros(1, codec.channels, *windows.grid), False)
     assert counts == [windows.grid[0]] * windows.count
@@ -81,9 +91,7 @@ def test_what_decodes_frame_by_frame_is_decoded_in_parts(codec: Codec, monkeypat
     count = codec.latent_size((1 + 4 * codec.frame_step, codec.space_factor, codec.space_factor))[0]
     latents = torch.randn(2, codec.channels, count, 2, 2, generator=torch.Generator().manual_seed(0))
     whole = codec.decode(latents)
-    counts: list[int] = []
-    plain = Codec.decode
-    monkeypatch.setattr(Codec, "decode", lambda self, x: (counts.append(x.shape[2]), plain(self, x))[1])
+    counts = count_frames(monkeypatch)
     torch.testing.assert_close(decode(codec, latents, 2), whole, atol=1e-4, rtol=0)
     assert counts == ([2, 2, 1] if codec.spec.decodes_per_frame else [count])
 
