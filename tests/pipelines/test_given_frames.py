@@ -16,7 +16,8 @@ from mmdit.diffusion import GaussianDiffusion, RectifiedFlow, samplers_for
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.given_frames import GivenFrames, Held, encode_held, fit, plan_held, read_image, read_video
+from mmdit.pipelines.given_frames import GivenFrames, Held, encode_held, plan_held
+from mmdit.pipelines.pixels import fit, read_image, read_video
 from mmdit.pipelines.windows import Windows
 from mmdit.training.build import describe_process
 
