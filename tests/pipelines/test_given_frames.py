@@ -135,6 +135,19 @@ def test_image_guidance_changes_what_is_not_given(pipeline: ClipPipeline) -> Non
     torch.testing.assert_close(made[3], made[1] + 2 * (made[1] - made[0]), atol=1e-4, rtol=0)
 
 
+def test_each_window_has_noise_of_its_own(pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, plain = list[Tensor](), ClipPipeline._noise
+
+    def drawing(self: ClipPipeline, *args: Any) -> Tensor:
+        drawn.append(plain(self, *args))
+        return drawn[-1]
+
+    monkeypatch.setattr(ClipPipeline, "_noise", drawing)
+    pipeline(label="coat", num_inference_steps=1, num_frames=7, output_type="latent")
+    assert len(drawn) == 3
+    assert all(not torch.equal(drawn[one], drawn[other]) for one in range(3) for other in range(one))
+
+
 def test_a_long_clip_is_made_in_windows_that_go_on(pipeline: ClipPipeline) -> None:
     ask: dict[str, Any] = {"label": ["coat", "dress"], "num_inference_steps": 2, "seed": 4}
     steps: list[tuple[int, int]] = []
