@@ -19,11 +19,13 @@ from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
-from mmdit.diffusion import RectifiedFlow, guided, make_scheduler, sample
+from mmdit.diffusion import Given, RectifiedFlow, guided, guided_by_given, make_scheduler, sample
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
+from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held, plan_held
 from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
+from mmdit.pipelines.windows import Windows, make_windows, plan_windows
 from mmdit.training.build import read_process
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -50,8 +52,12 @@ class ClipPipeline(DiffusionPipeline):
         clip: {"frames", "size": [height, width], "fps"} of the clips it was trained on: what is made by default.
         origin: where the weights come from (step, hashes); goes into the files that are made.
         process: what the network was trained for (`mmdit.training.build.describe_process`); None: a rectified flow.
+        given_frames: the kinds of given frames that it was trained with, of `mmdit.conditioning.frames.GIVEN`.
     """
 
+    always_given = GivenFrames()
+    always_force = False
+    """What is given where a call gives nothing, and whether it is although the network was not trained with it."""
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012  (diffusers reads this name)
 
@@ -66,6 +72,7 @@ class ClipPipeline(DiffusionPipeline):
         clip: dict[str, Any] | None = None,
         origin: dict[str, Any] | None = None,
         process: dict[str, Any] | None = None,
+        given_frames: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -73,6 +80,7 @@ class ClipPipeline(DiffusionPipeline):
         )
         names = list(label_names) if label_names is not None else None
         self.register_to_config(label_names=names, clip=clip, origin=origin, process=process)
+        self.register_to_config(given_frames=list(given_frames or ()))
         if transformer.config.num_classes != len(names or ()):
             raise Refused(
                 "the label names are not those of the network",
@@ -123,6 +131,14 @@ class ClipPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         label: Any = None,
         *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        given: Any = None,
+        image_guidance_scale: float = 1.0,
+        window_frames: int | None = None,
+        overlap: int | None = None,
+        force_given: bool = False,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -145,6 +161,14 @@ class ClipPipeline(DiffusionPipeline):
 
         Args:
             prompt, label: one or several; of both, pairs. A prompt of "" asks for anything.
+            image, last_image, video, given: frames that the clips are to hold, each for all prompts or a list of one a
+                prompt; `mmdit.pipelines.given_frames.GivenFrames` says in which forms (`given` is its `latents`).
+                A clip begins with the end of `video`, and goes on from there.
+            image_guidance_scale: away from what is made without given frames; above 1 holds on to them more.
+            window_frames: longer clips are made in windows of so many frames, each given the end of the one before;
+                None for the length of the training clips where the network was trained for it, else for one window.
+            overlap: the most latent frames that a window is given, and that are given of `video`; None for a third.
+            force_given: give frames that the network was not trained with.
             num_frames, height, width: None for those of the training clips; one frame is an image.
             guidance_scale: 1 is without guidance, and half the work.
             batch_size: clips sampled at a time.
@@ -169,31 +193,55 @@ class ClipPipeline(DiffusionPipeline):
         clips = len(conditions) * num_clips_per_prompt
         grid = self.latent_grid(num_frames, height, width, clips=clips)
         _check_generators(generator, clips)
+        asked = GivenFrames(image, last_image, video, given) or self.always_given
+        force_given = force_given or self.always_force
+        windows = self._windows(num_frames, grid, window_frames, overlap, force_given)
+        check_guided(image_guidance_scale, given=bool(asked) or windows.count > 1)
+        if output_type == "latent" and windows.count > 1 and self.codec.time_factor > 1:
+            raise Refused("clips of several windows have no latents", got=f"{windows.count} windows", fix="decode them")
+        held = plan_held(asked, self.codec, self.transformer.config.patch_size[0], windows, conditions=len(conditions),
+                         overlap=overlap, trained=self.config.given_frames, force=force_given)  # fmt: skip
 
         conditions = [condition for condition in conditions for _ in range(num_clips_per_prompt)]
+        held = [one for one in held or () for _ in range(num_clips_per_prompt)]
         text = self._read_prompts([condition.prompt for condition in conditions], batch_size)
-        made = []
+        made, done = [], 0
         starts = range(0, clips, batch_size)
-        with self.progress_bar(total=len(starts) * num_inference_steps) as bar:
-            for number, start in enumerate(starts):
+        steps = len(starts) * windows.count * num_inference_steps
+        with self.progress_bar(total=steps) as bar:
 
-                def after_step(step: int, before: int = number * num_inference_steps) -> None:
-                    bar.update()
-                    if progress is not None:
-                        progress(before + step, len(starts) * num_inference_steps)
+            def after_step(step: int) -> None:
+                nonlocal done
+                done += 1
+                bar.update()
+                if progress is not None:
+                    progress(done, steps)
 
+            for start in starts:
                 rows = range(start, min(start + batch_size, clips))
-                latents = sample(
-                    self._predictor(conditions[start : rows.stop], text, guidance_scale, precision),
-                    self._noise(rows, grid, seed, first_index, generator),
-                    self.scheduler,
-                    num_inference_steps,
-                    generators=self._step_generators(rows, seed, first_index, generator),
-                    after_step=after_step,
-                )  # (B, C, F, H, W)
-                made.append((latents if output_type == "latent" else self.codec.decode(latents)).float().cpu())
+                part = conditions[start : rows.stop]
+
+                def draw(window: int, given: Given | None, rows: range = rows, part: list[Condition] = part) -> Tensor:
+                    seed_here = seeds.seed_at(seed, "window", window) if window else seed
+                    noise = self._noise(rows, windows.grid, seed_here, first_index, generator)
+                    predict = self._predictor(part, text, guidance_scale, precision)
+                    if given is not None:
+                        alone = self._predictor(part * 2, text, 1.0, precision)
+                        predict = guided_by_given(predict, alone, given, noise, self.process, image_guidance_scale)
+                    return sample(
+                        predict,
+                        noise,
+                        self.scheduler,
+                        num_inference_steps,
+                        generators=self._step_generators(rows, seed_here, first_index, generator),
+                        after_step=after_step,
+                        given=given,
+                    )  # (B, C, F, H, W)
+
+                first = self._encode(held[start : rows.stop], windows) if held else None
+                made.append(make_windows(self.codec, windows, first, draw, latents=output_type == "latent"))
         self.maybe_free_model_hooks()
-        frames = _as_output(torch.cat(made), output_type)
+        frames = _as_output(made[0] if len(made) == 1 else torch.cat(made), output_type)
         return ClipPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def latent_grid(
@@ -209,6 +257,20 @@ class ClipPipeline(DiffusionPipeline):
             width=default[2] if width is None else width,
             clips=clips,
         )
+
+    def _windows(
+        self, num_frames: int | None, grid: tuple[int, int, int], window: int | None, overlap: int | None, force: bool
+    ) -> Windows:
+        """In which windows a clip of so many frames is made."""
+        trained, patch = self.default_size()[0], self.transformer.config.patch_size[0]
+        return plan_windows(
+            self.codec, patch, trained if num_frames is None else num_frames, grid, trained,
+            window=window, overlap=overlap, kinds=None if force else self.config.given_frames,
+        )  # fmt: skip
+
+    def _encode(self, held: list[Held], windows: Windows) -> Given:
+        """What a batch is given, on the device."""
+        return encode_held(self.codec, held, windows, self.transformer.config.patch_size[0], self._execution_device)
 
     def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, TextFeatures] | None:
         """The features of each prompt and of the empty one, which is the null condition, without the batch axis."""

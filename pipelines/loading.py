@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class Source:
     """What clips can be generated from, as read from its small files: no weights are loaded yet.
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
-    is what the network was trained for, None for a pipeline folder that does not say it.
+    is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
+    of given frames that it was trained with.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class Source:
     origin: dict[str, Any]
     process: Process | None
     state: dict[str, Any] | None
+    given_frames: Sequence[str] = ()
 
 
 def find_source(path: str | Path, *, fallback: bool = False) -> Source:
@@ -71,7 +74,8 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
         origin["config"] = _sha256(config)
     labels = Labels(state["label_names"]) if state["label_names"] else None
     process = read_process(state)
-    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state)
+    given = state.get("given_frames") or ()
+    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state, given)
 
 
 def load_pipeline(
@@ -110,7 +114,8 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or {}
-    return Source(folder, labels, has_text, index.get("clip"), origin, process, None)
+    given = index.get("given_frames") or ()
+    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given)
 
 
 def _load_saved(source: Source) -> ClipPipeline:
@@ -140,6 +145,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         tokenizer=encoder.tokenizer if encoder else None,
         label_names=state["label_names"] or None,
         clip=source.clip,
+        given_frames=source.given_frames,
         origin={**source.origin, "weights": weights},
         process=describe_process(process),
     )

@@ -37,6 +37,10 @@ def main(
     out: Annotated[Path, typer.Option(help="A .mp4, .gif or .png file; for several clips, a new folder.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to show, in words; repeat it for several.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label by name or number; repeat it for several.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A photo that the clips begin with.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="A photo that they end with.")] = None,
+    extend: Annotated[Path | None, typer.Option(help="A video to go on with: they begin with its end.")] = None,
+    force_given: Annotated[bool, typer.Option("--force-given", help="Even if it was not trained for these.")] = False,
     count: Annotated[int, typer.Option(help="Clips for each prompt or label.")] = 1,
     frames: Annotated[int | None, typer.Option(help="Frames; 1 for an image. [default: as trained]")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
@@ -64,6 +68,7 @@ def main(
     from mmdit.diffusion import RectifiedFlow, make_scheduler
     from mmdit.errors import Refused
     from mmdit.pipelines import output
+    from mmdit.pipelines.given_files import read_given
     from mmdit.pipelines.loading import WEIGHTS, find_source, load_pipeline
     from mmdit.pipelines.request import check_choice, check_sampling, pair_conditions
 
@@ -78,6 +83,8 @@ def main(
     if len(conditions) * count > MOST_CLIPS:
         raise Refused("too many clips", got=len(conditions) * count, expected=f"at most {MOST_CLIPS} at a time")
     height, width = _size(size) if size else (None, None)
+    given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=_size(size) if size else None,
+                                    trained=found.given_frames, force=force_given)  # fmt: skip
     fps = fps if fps is not None else (found.clip or {}).get("fps", 8)
     if not 0 < fps <= 1000:
         raise Refused("the rate is out of range", got=fps, expected="more than 0 and at most 1000 frames a second")
@@ -92,6 +99,7 @@ def main(
     with _notes():
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
+        pipeline.always_given, pipeline.always_force = given, force_given
         if sampler is not None:
             pipeline.use_sampler(sampler)
         asked = zip((frames, height, width), pipeline.default_size(), strict=True)
@@ -100,7 +108,7 @@ def main(
         kind = kind or format or ("png" if shape[0] == 1 else "mp4")
         settings = Settings(seed, steps, guidance, precision, batch)
         jobs = [condition for condition in conditions for _ in range(count)]
-        _make(pipeline, jobs, shape, fps, settings, out, kind, _facts(found, pipeline, sampler))
+        _make(pipeline, jobs, shape, fps, settings, out, kind, _facts(found, pipeline, sampler) | given_facts)
     print(f"generated: {out}" + (f" ({len(jobs)} {kind} files and manifest.json)" if out.is_dir() else ""))
 
 

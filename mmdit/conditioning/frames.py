@@ -87,3 +87,20 @@ def draw_kind(shares: Mapping[Any, float], uniform: float) -> str | None:
             return kind
         uniform -= share
     return None
+
+
+def kinds_of(mask: Tensor, *, patch: int = 1) -> list[str]:
+    """The kinds that can give exactly these frames, (F,); none for a mask that training never draws."""
+    parts = mask.view(-1, patch)
+    groups, given = len(parts), parts.all(1).nonzero().flatten().tolist()
+    if groups < 2 or not given or not torch.equal(parts.any(1), parts.all(1)) or len(given) == groups:
+        return []
+    every = [list(range(0, groups, step)) for step in range(2, groups + 1)]
+    fits = {
+        "first": given == [0],
+        "last": given == [groups - 1],
+        "both": given == [0, groups - 1],
+        "prefix": given == list(range(len(given))),
+        "every-nth": given in every,
+    }
+    return [kind for kind in GIVEN if fits[kind]]

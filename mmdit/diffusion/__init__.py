@@ -2,6 +2,7 @@
 
 from mmdit.diffusion.flow import RectifiedFlow, shift_for_tokens
 from mmdit.diffusion.gaussian import GaussianDiffusion
+from mmdit.diffusion.given import Given, guided_by_given
 from mmdit.diffusion.guidance import Guidance, Projection, guided, two_passes
 from mmdit.diffusion.samplers import SAMPLERS, make_scheduler, samplers_for
 from mmdit.diffusion.sampling import draws_noise, sample
@@ -9,11 +10,13 @@ from mmdit.diffusion.sampling import draws_noise, sample
 __all__ = [
     "SAMPLERS",
     "GaussianDiffusion",
+    "Given",
     "Guidance",
     "Projection",
     "RectifiedFlow",
     "draws_noise",
     "guided",
+    "guided_by_given",
     "make_scheduler",
     "sample",
     "samplers_for",

@@ -74,6 +74,10 @@ class RectifiedFlow:
             t = 1 - t - self.mode * (torch.cos(math.pi / 2 * t) ** 2 - 1 + t)
         return self.shift * t / (1 + (self.shift - 1) * t)
 
+    def from_timesteps(self, timesteps: Tensor) -> Tensor:
+        """Times of this process for the timesteps in [0, 1000] that a network is told."""
+        return timesteps / TIMESTEPS
+
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for x_0 and noise (batch, ...) and times (batch,)."""
         t = _like(t, x_0)

@@ -120,6 +120,10 @@ class GaussianDiffusion:
         uniform = torch.special.ndtr(normal)
         return (uniform * self.timesteps).long().clamp(max=self.timesteps - 1)
 
+    def from_timesteps(self, timesteps: Tensor) -> Tensor:
+        """Times of this process for the timesteps that a network is told: whole numbers."""
+        return timesteps.long()
+
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for x_0 and noise (batch, ...) and whole timesteps (batch,)."""
         signal, spread = self._signal_and_spread(t, x_0)

@@ -86,13 +86,14 @@ def guided(predict_both: Predict, predict: Predict, guidance: float | Guidance, 
 
     def predict_guided(x_t: Tensor, t: Tensor) -> Tensor:
         low, high = how.interval or (-torch.inf, torch.inf)
-        inside = (t >= low) & (t <= high)  # (batch,)
+        time = t if t.ndim == 1 else t.amax(1)  # where frames are given, that of the others
+        inside = (time >= low) & (time <= high)  # (batch,)
         if how.interval is not None and not inside.any():
             return predict(x_t, t)
         conditional, null = predict_both(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
         count = min(how.channels or x_t.shape[1], x_t.shape[1])
         kept, moved = conditional[:, :count], null[:, :count]
-        out = combine(kept, moved, x_t[:, :count], t)
+        out = combine(kept, moved, x_t[:, :count], time)
         if how.rescale:
             out = out * (1 + how.rescale * (_deviation(kept) / _deviation(out) - 1))  # eq. 15 and 16
         if how.interval is not None:

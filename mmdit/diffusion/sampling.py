@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdit.diffusion.given import Given, frame_times, hold
 from mmdit.errors import Refused
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -21,6 +22,7 @@ def sample(
     *,
     generators: Sequence[torch.Generator] | None = None,
     after_step: Callable[[int], None] | None = None,
+    given: Given | None = None,
 ) -> Tensor:
     """From noise (batch, ...) to x_0, float32 throughout.
 
@@ -32,6 +34,8 @@ def sample(
         generators: one a sample, for the schedulers that draw noise, which need them: what is drawn for a sample then
             does not depend on the batch it is in (`mmdit.seeds.generators`).
         after_step: called with the number of each finished step, from 1.
+        given: frames that are known. They are shown to `predict` as they are, with timestep 0, and come out as they
+            are; `predict` is then called with a timestep a frame, (batch, frame).
 
     Raises:
         Refused: for a number of steps that the scheduler cannot take.
@@ -40,8 +44,9 @@ def sample(
     drawing = _drawing(scheduler, generators, len(noise))
     x, finished = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0), 0
     scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    mask, known = (None, x) if given is None else (given.mask.to(x.device), given.latents.to(x))
     for number, t in enumerate(scheduler.timesteps, start=1):
-        predicted = predict(scaled(x, t), t.expand(len(x))).float()
+        predicted = predict(hold(scaled(x, t), known, mask), frame_times(t.expand(len(x)), mask)).float()
         if not _reads_variance(scheduler):
             predicted = predicted[:, : x.shape[1]]
         x = scheduler.step(predicted, t, x, return_dict=False, **drawing)[0]
@@ -49,7 +54,7 @@ def sample(
             finished += 1
             if after_step is not None:
                 after_step(finished)
-    return x
+    return hold(x, known, mask)
 
 
 def respaced(steps: int, timesteps: int = 1000) -> list[int]:

@@ -39,6 +39,7 @@ class CodecSpec:
         space_factor: pixels a latent cell, in height and in width.
         time_factor: frames a latent frame.
         frame_step: it gives back clips of frame_step k + 1 frames exactly.
+        decodes_per_frame: each frame is decoded from its latent frame alone.
         whole_steps: it gives back clips of frame_step k frames too, k > 0. No clip of another length comes back.
         image_is_first_frame: whether a lone image has the latent of the first frame of a clip that begins with it.
         channels: latent channels.
@@ -55,6 +56,7 @@ class CodecSpec:
     time_factor: Callable[[Any], int]
     frame_step: Callable[[Any], int]
     image_is_first_frame: Callable[[Any], bool]
+    decodes_per_frame: bool = False
     whole_steps: bool = False
     channels: Callable[[Any], int] = lambda vae: vae.config.latent_channels
     shift: Callable[[Any], Any] = _config_shift
@@ -103,6 +105,7 @@ SPECS: dict[str, CodecSpec] = {
         time_factor=lambda vae: 1,
         frame_step=lambda vae: 1,
         image_is_first_frame=lambda vae: True,
+        decodes_per_frame=True,
         tile=_tile_images,
         tile_size=lambda vae: _smaller_side(vae.tile_sample_min_size),
     ),
@@ -168,6 +171,7 @@ SPECS: dict[str, CodecSpec] = {
         time_factor=lambda vae: 1,
         frame_step=lambda vae: 1,
         image_is_first_frame=lambda vae: True,
+        decodes_per_frame=True,
         moments=lambda out: (out.latent, torch.zeros_like(out.latent)),
         tile=_tile_by_stride,
     ),

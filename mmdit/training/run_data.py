@@ -31,6 +31,7 @@ def data_state(run: Run) -> dict[str, Any]:
         "clip": run.sources.clip(run.pool),
         "rows": write_rows(run.folder, run.sources, run.splits["train"].pools),
         "label_names": run.sources.labels if run.config.conditions.labels else [],
+        "given_frames": [kind for kind, share in run.config.conditions.given_frames.items() if share > 0],
         "text_encoder": None if text is None else text.encoder,
         "text_encoder_fingerprint": run.text_fingerprint,
     }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdit.conditioning.frames import GIVEN, draw_kind, given_mask
+from mmdit.conditioning.frames import GIVEN, draw_kind, given_mask, kinds_of
 from mmdit.errors import Refused
 
 
@@ -31,6 +31,15 @@ def test_some_frame_is_always_left_to_make(kind: str) -> None:
 
 def test_frames_of_a_patch_are_given_together() -> None:
     assert masks("both", 6, patch=2) == {"xx..xx"}
+
+
+def test_the_kinds_of_a_mask_are_those_that_draw_it() -> None:
+    for patch in (1, 2):
+        drawn = {kind: masks(kind, 5 * patch, patch=patch) for kind in GIVEN}
+        for number in range(2 ** (5 * patch)):
+            text = "".join(".x"[number >> place & 1] for place in range(5 * patch))
+            wanted = [kind for kind in GIVEN if text in drawn[kind]]
+            assert kinds_of(torch.tensor([letter == "x" for letter in text]), patch=patch) == wanted, text
 
 
 def test_shares_decide_how_often() -> None:

@@ -1,5 +1,6 @@
 """A tiny random pipeline and run folder, as training would leave it; for the tests of pipelines and of `generate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,12 @@ def make_encoder(seed: int = 0) -> TextEncoder:
     return build_text_encoder(CAPTIONS, width=16, depth=1, heads=2, max_tokens=8, seed=seed).eval()
 
 
-def make_pipeline(labels: bool = True, text: bool = True, **options: Any) -> ClipPipeline:
+def make_pipeline(
+    labels: bool = True, text: bool = True, given_frames: Sequence[str] = (), **options: Any
+) -> ClipPipeline:
     encoder = make_encoder() if text else None
     pipeline = ClipPipeline(
+        given_frames=given_frames,
         transformer=make_network(len(LABELS) * labels, 16 * text, **options),
         vae=make_codec().vae,
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -75,7 +79,9 @@ def make_pipeline(labels: bool = True, text: bool = True, **options: Any) -> Cli
     return pipeline
 
 
-def write_run(run: Path, *, text_encoder: str = "embedded", step: int = 5, labels: bool = True) -> Path:
+def write_run(
+    run: Path, *, text_encoder: str = "embedded", step: int = 5, labels: bool = True, given_frames: Sequence[str] = ()
+) -> Path:
     """A run folder with one checkpoint, and the codec beside it; returns the checkpoint."""
     codec = make_codec()
     if not (run / "codec").exists():
@@ -98,6 +104,7 @@ def write_run(run: Path, *, text_encoder: str = "embedded", step: int = 5, label
             "latent_shape": [4, 3, 2, 4],
             "codec": {"name": str(run / "codec"), "fingerprint": codec.fingerprint},
             "clip": CLIP,
+            "given_frames": list(given_frames),
         }
         files.write_json(part / "state.json", state)
         write_manifest(part)

@@ -1,0 +1,83 @@
+"""Given frames from files, and the options of `mmdit generate` that name them."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import tiny
+from commands import exit_code
+
+from mmdit.clips.video import read_metadata, write_clip, write_image
+from mmdit.errors import Refused
+from mmdit.pipelines.given_files import read_given
+
+CLIP = {"frames": 4, "size": [16, 32], "fps": 8}
+
+
+def levels(count: int) -> np.ndarray[Any, Any]:
+    """Gray frames that grow brighter, (count, 16, 32, 3)."""
+    return np.broadcast_to(np.linspace(20, 220, count).astype(np.uint8).reshape(-1, 1, 1, 1), (count, 16, 32, 3)).copy()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    write_image(tmp_path / "photo.png", levels(1)[0])
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize("fps", [8, 24])
+def test_of_a_clip_it_is_the_end_at_the_rate_of_the_training(tmp_path: Path, fps: int) -> None:
+    write_clip(tmp_path / "clip.mp4", levels(30), fps, quality=0)
+    given, facts = read_given(extend=tmp_path / "clip.mp4", clip=CLIP, trained=["prefix"])
+    shown = given.video[:, 0, 0, 0].astype(int)
+    wanted = levels(30)[29 - fps // 8 * np.arange(4)[::-1], 0, 0, 0].astype(int)
+    assert np.abs(shown - wanted).max() <= 3, (shown, wanted)
+    assert facts["given"]["extend"]["file"] == "clip.mp4"
+    assert len(facts["given"]["extend"]["sha256"]) == 64
+
+
+def test_a_short_clip_and_a_picture_are_what_they_are(tmp_path: Path, photo: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", levels(2), 8)
+    given, _ = read_given(extend=tmp_path / "clip.mp4", clip=CLIP, trained=["prefix"])
+    assert given.video.shape == (2, 16, 32, 3)
+    given, _ = read_given(extend=photo, clip=CLIP, trained=["prefix"])
+    assert given.video.shape == (1, 16, 32, 3)
+    given, facts = read_given(photo, photo, clip=CLIP, trained=["both"], size=(8, 16))
+    assert given.image.shape == given.last_image.shape == (8, 16, 3)
+    assert set(facts["given"]) == {"image", "last_image"}
+    assert not read_given(clip=CLIP)[0]
+
+
+def test_what_cannot_be_given_is_refused(tmp_path: Path, photo: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    for asked, trained, said in (
+        ({"image": photo}, [], "not trained with given frames"),
+        ({"image": tmp_path / "none.jpg"}, ["first"], "no such file"),
+        ({"image": bad}, ["first"], "bad.jpg"),
+        ({"extend": bad}, ["first"], "bad.jpg"),
+        ({"image": photo, "extend": photo}, ["first"], "--extend"),
+    ):
+        with pytest.raises(Refused, match=said):
+            read_given(**asked, clip=CLIP, trained=trained)
+
+
+def frames_of(path: Path) -> np.ndarray[Any, Any]:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_generate_holds_the_photo_and_says_so(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_run(tmp_path / "run", given_frames=["first"])
+    words = ("generate", tmp_path / "run", "--prompt", "red", "--steps", 1, "--out")
+    assert exit_code(*words, tmp_path / "given.mp4", "--image", photo) == 0
+    assert exit_code(*words, tmp_path / "free.mp4") == 0
+    assert not np.array_equal(frames_of(tmp_path / "given.mp4"), frames_of(tmp_path / "free.mp4"))
+    note: dict[str, Any] = dict(read_metadata(tmp_path / "given.mp4"))
+    assert note["given"]["image"]["file"] == "photo.png"
+    capsys.readouterr()
+    assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo) == 2
+    assert "not trained with such given frames" in capsys.readouterr().err
+    assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo, "--force-given") == 0
