@@ -1,5 +1,6 @@
 """How far attention can be broadcast with these weights: found by sampling, and kept in a small file."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,18 @@ def calibrate_broadcast(pipeline: ClipPipeline, *, floor: float, **call: Any) ->
             made = pipeline(**call, output_type="pt").frames
         finally:
             pipeline.disable_cache()
-        return float(torch.nan_to_num(psnr(made, plain), nan=0.0).min())
+        return float(torch.nan_to_num(psnr(made, plain), nan=0.0, posinf=math.inf).min())
 
     found: list[Calibrated] = []
     for interval in INTERVALS:
-        how, reached, rising = Broadcast({}, interval), float("inf"), sorted(set(kinds))
+        how, reached, rising = Broadcast({}, interval), math.inf, sorted(set(kinds))
         while rising:
             for kind in tuple(rising):
-                steps = how.every.get(kind, 1) + 1
-                trial = Broadcast({**how.every, kind: steps}, interval)
-                value = lowest(trial) if reused_share(trial, kinds, times) > reused_share(how, kinds, times) else 0.0
-                if value >= floor:
+                trial = _more(how, kind, kinds, times)
+                value = 0.0 if trial is None else lowest(trial)
+                if trial is not None and value >= floor:
                     how, reached = trial, value
-                if value < floor or steps == MOST:
+                else:
                     rising.remove(kind)
         found.append(Calibrated(how, reached, reused_share(how, kinds, times), floor, call))
     best = max(found, key=lambda one: one.reused)
@@ -76,17 +76,26 @@ def calibrate_broadcast(pipeline: ClipPipeline, *, floor: float, **call: Any) ->
     return best
 
 
+def _more(how: Broadcast, kind: str, kinds: list[str], timesteps: list[float]) -> Broadcast | None:
+    """The next settings that compute this kind less often; None where there are none."""
+    for steps in range(how.every.get(kind, 1) + 1, MOST + 1):
+        more = Broadcast({**how.every, kind: steps}, how.interval)
+        if reused_share(more, kinds, timesteps) > reused_share(how, kinds, timesteps):
+            return more
+    return None
+
+
 def reused_share(how: Broadcast, kinds: list[str], timesteps: list[float]) -> float:
     """The share of attentions, of these kinds, that is taken again when the network is asked at these timesteps."""
     reused = 0
     for kind in kinds:
-        since = how.every.get(kind, 1)
+        inside = 0  # steps since the interval began
         for time in timesteps:
-            since = since + 1 if how.interval[0] <= time <= how.interval[1] else how.every.get(kind, 1)
-            if since < how.every.get(kind, 1):
-                reused += 1
+            if how.interval[0] <= time <= how.interval[1]:
+                reused += inside % how.every.get(kind, 1) > 0
+                inside += 1
             else:
-                since = 0
+                inside = 0
     return reused / max(1, len(kinds) * len(timesteps))
 
 
@@ -100,7 +109,7 @@ def save_broadcast(path: str | Path, found: Calibrated, pipeline: ClipPipeline) 
             "every": dict(found.how.every),
             "interval": list(found.how.interval),
             "floor": found.floor,
-            "psnr": None if found.psnr == float("inf") else round(found.psnr, 2),
+            "psnr": None if found.psnr == math.inf else round(found.psnr, 2),
             "reused": round(found.reused, 4),
             "found_with": {
                 "sampler": type(pipeline.scheduler).__name__,

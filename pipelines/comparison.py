@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdit.diffusion import samplers_for
 from mmdit.diffusion.samplers import Process
 from mmdit.evaluation.score import attribute_scores, psnr
+from mmdit.models import DiT
 from mmdit.models.caching import Broadcast
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 
@@ -35,8 +36,8 @@ class Result:
     """What one way gave.
 
     calls: of the network, in a batch. passes: samples that go through a block, for each clip, on average over blocks.
-    seconds: to sample all clips, without decoding, the median of several runs. psnr, psnr_plain: mean in dB against
-    many plain steps, and against plain sampling of the same steps and sampler (None where it is that).
+    seconds: to sample the first batch of clips, without decoding, the median of several runs. psnr, psnr_plain: mean in
+    dB against many plain steps, and against plain sampling of the same steps and sampler (None where it is that).
     accuracy: by attribute, the share of clips that show what was asked for; empty without a probe.
     """
 
@@ -87,12 +88,12 @@ def compare(
 ) -> list[Result]:
     """Samples in every way at the same seeds; the first of `tried` is the reference, the second what is plain.
 
-    The runs that are timed go through all ways in turn, so that a slow minute of the machine slows all. The first run
-    of each is not timed (compiling falls into it): its clips are what is judged.
+    All clips are made once, not timed (compiling falls into it), and judged. What is timed is the first batch, in runs
+    that go through all ways in turn, so that a slow minute of the machine slows all.
 
     Args:
         load: makes a new pipeline; every way has one of its own.
-        call: what the pipelines are called with: prompts, guidance, seed, batch size.
+        call: what the pipelines are called with: "prompt", a list, "batch_size", and what else there is.
         read, wanted: clips (N, 3, frame, height, width) to attributes, and those that were asked for.
         progress: called with (runs done, runs in all, the way's name).
     """
@@ -110,10 +111,11 @@ def compare(
         pipelines.append(pipeline)
         counts.append(count())
         _tell(progress, number + 1, total, way.name)
+    first = {**call, "prompt": call["prompt"][: call["batch_size"]]}
     for run in range(runs):
         for number, way in enumerate(tried):
             began = time.perf_counter()
-            _sample(pipelines[number], way, call)
+            _sample(pipelines[number], way, first)
             seconds[number].append(time.perf_counter() - began)
             _tell(progress, len(tried) * (run + 1) + number + 1, total, way.name)
     results = []
@@ -148,11 +150,11 @@ def _mean_psnr(clips: Tensor, others: Tensor) -> float | None:
 
 
 @contextmanager
-def _counted(network: nn.Module, *, blocks: bool) -> Iterator[Callable[[], tuple[int, float]]]:
+def _counted(network: DiT, *, blocks: bool) -> Iterator[Callable[[], tuple[int, float]]]:
     """While inside, counts; gives what tells the calls of the network and the samples through a block, on average."""
     calls, rows = list[int](), list[int]()
     hooks = [network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))]
-    inner = list(network.get_submodule("blocks")) if blocks else []  # type: ignore[arg-type]
+    inner = list(network.blocks) if blocks else []
     hooks += [block.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))) for block in inner]
     try:
         yield lambda: (len(calls), sum(rows) / len(inner) if inner else float(sum(calls)))

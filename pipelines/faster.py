@@ -94,10 +94,9 @@ class FasterSampling:
 
     def _guided(self, predict: Callable[..., Tensor], scale: float) -> Callable[[Tensor, Tensor], Tensor]:
         """predict(part, x_t, timesteps) with guidance, as a predict(x_t, timesteps)."""
-        conditional, both = partial(predict, "conditional"), partial(predict, "both")
-        if self._passes == 2:
-            both = two_passes(conditional, partial(predict, "null"))
-        return guided(both, conditional, Guidance(scale, interval=self._interval))
+        conditional, null, both = (partial(predict, part) for part in ("conditional", "null", "both"))
+        how = Guidance(scale, interval=self._interval)
+        return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, how)
 
 
 def read_broadcast(path: str | Path, origin: dict[str, Any] | None) -> Broadcast:

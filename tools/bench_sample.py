@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mmdit.pipelines.calibration import Calibrated
+    from mmdit.models.caching import Broadcast
     from mmdit.pipelines.comparison import Result
 
 ATTRIBUTES = ("garment", "colour", "pattern", "motion")
@@ -22,11 +22,16 @@ def main(
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.0,
     floor: Annotated[float, typer.Option(help="PSNR in dB that attention broadcast is calibrated to.")] = 35.0,
     runs: Annotated[int, typer.Option(min=1, help="So many timed runs; the median is told.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at a time, and clips that are timed.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="The seed of all.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 1,
     device: Annotated[str, typer.Option(help="Where to sample: cpu, cuda, ...")] = "cpu",
-    broadcast: Annotated[Path | None, typer.Option(help="Write what was calibrated into this file.")] = None,
+    broadcast: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings of attention broadcast: read where the file is there, else calibrated and written."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compares ways to sample: steps, network calls, seconds, PSNR, and attributes read by the embedded probe.
@@ -56,10 +61,10 @@ def main(
     call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
     pipeline = load_pipeline(source, device=device)
     found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast)
-    with progress_line("sample", "runs") as advance:
+    with progress_line("sample", "runs", quiet=as_json) as advance:
         results = compare(
             lambda: load_pipeline(source, device=device),
-            ways(pipeline.process, steps, reference_steps, found.how if found else None),
+            ways(pipeline.process, steps, reference_steps, found),
             runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
         )  # fmt: skip
     if as_json:
@@ -68,12 +73,15 @@ def main(
         print("\n".join([*_table(results), _told(found, floor)]))
 
 
-def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | None) -> "Calibrated | None":
-    """Calibrated on prompts of its own; None where nothing can be broadcast."""
+def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
+    """What the file `path` says, or else what is found on prompts of its own; None where nothing keeps to the floor."""
     from mmdit.clips.made import prompts
     from mmdit.errors import Stopped
     from mmdit.pipelines.calibration import calibrate_broadcast, save_broadcast
+    from mmdit.pipelines.faster import read_broadcast
 
+    if path is not None and path.exists():
+        return read_broadcast(path, pipeline.config.origin)
     pipeline.set_progress_bar_config(disable=True)
     rows = prompts("train", CALIBRATED_ON, call["seed"])
     call = {**call, "prompt": [row["caption"] for row in rows], "seed": call["seed"] + 1}
@@ -83,7 +91,7 @@ def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | N
         return None
     if path is not None:
         save_broadcast(path, found, pipeline)
-    return found
+    return found.how
 
 
 def _table(results: "list[Result]") -> list[str]:
@@ -100,19 +108,12 @@ def _table(results: "list[Result]") -> list[str]:
     return lines
 
 
-def _told(found: "Calibrated | None", floor: float) -> str:
+def _told(found: "Broadcast | None", floor: float) -> str:
     if found is None:
         return f"attention broadcast: nothing keeps to {floor:g} dB"
-    every = ", ".join(f"{kind} every {count}" for kind, count in found.how.every.items())
-    low, high = found.how.interval
-    return (
-        f"attention broadcast: {every} at timesteps {low:g} to {high:g}; {found.reused:.0%} of attentions reused, "
-        f"{found.psnr:.1f} dB or more on {CALIBRATED_ON} clips"
-    )
+    every = ", ".join(f"{kind} every {count}" for kind, count in found.every.items())
+    return f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"
 
 
-def _as_json(found: "Calibrated | None") -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"every": dict(found.how.every), "interval": list(found.how.interval), "psnr": found.psnr,
-            "reused": found.reused}  # fmt: skip
+def _as_json(found: "Broadcast | None") -> dict[str, Any] | None:
+    return None if found is None else {"every": dict(found.every), "interval": list(found.interval)}

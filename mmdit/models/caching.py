@@ -9,7 +9,7 @@ Sources: arXiv 2408.12588 (pyramid attention broadcast); 2411.19108 and ParaAtte
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -120,7 +120,7 @@ def attentions(block: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
-def _replaced(modules: list[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
+def _replaced(modules: Sequence[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
     """While inside, (parent, name, module): the parent has this module by that name."""
     before = [getattr(parent, name) for parent, name, _ in modules]
     try:
