@@ -5,7 +5,6 @@ Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
-from mmdit.diffusion import Given, RectifiedFlow, guided, guided_by_given, make_scheduler, sample
+from mmdit.diffusion import Given, RectifiedFlow, guided_by_given, make_scheduler, sample
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
+from mmdit.pipelines.faster import FasterSampling
 from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held, plan_held
 from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
 from mmdit.pipelines.windows import Windows, make_windows, plan_windows
@@ -40,7 +40,7 @@ class ClipPipelineOutput(BaseOutput):
     frames: Any
 
 
-class ClipPipeline(DiffusionPipeline):
+class ClipPipeline(FasterSampling, DiffusionPipeline):
     """Makes clips, and images as clips of one frame, with a trained DiT.
 
     Args:
@@ -290,14 +290,15 @@ class ClipPipeline(DiffusionPipeline):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """predict(x_t, timesteps) of a batch under its conditions, with guidance."""
         nothing = [Condition("", None)] * len(conditions)
-        alone = self._inputs(conditions, text)
-        both = self._inputs(conditions + nothing, text) if guidance != 1 else {}
+        parts = {"conditional": conditions, "null": nothing, "both": conditions + nothing}
+        inputs = {name: self._inputs(part, text) for name, part in parts.items()}
+        ask = self._start()
 
-        def predict(inputs: dict[str, Tensor], x_t: Tensor, timesteps: Tensor) -> Tensor:
+        def predict(part: str, x_t: Tensor, timesteps: Tensor) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                return self.transformer(x_t.to(self.transformer.dtype), timesteps, **inputs)
+                return ask(part, x_t.to(self.transformer.dtype), timesteps, **inputs[part])
 
-        return guided(partial(predict, both), partial(predict, alone), guidance)
+        return self._guided(predict, guidance)
 
     def _inputs(self, conditions: list[Condition], text: dict[str, TextFeatures] | None) -> dict[str, Tensor]:
         """What the network takes besides latents and timesteps, a row a condition."""

@@ -5,21 +5,23 @@ from typing import Any
 
 from mmdit.tools.cli import Kinds, run
 
-KINDS = ("encode", "train", "load", "memory")
+KINDS = ("encode", "train", "load", "memory", "sample")
 
 
 def overview() -> None:
-    """Measures this machine: encode, train, load or memory. Their options: mmdit bench train --help.
+    """Measures this machine: encode, train, load, memory or sample. Their options: mmdit bench train --help.
 
     \b
     encode  from video files to a latent store, beside the codec alone and a plain loop
     train   what of a training step is not forward, backward or optimizer step
     load    how much faster batches are read than a training step takes them
     memory  the memory that `mmdit plan` says a step takes, beside what it took
+    sample  ways to sample faster, each with what it costs in quality
 
     Example:
       mmdit bench encode --clips 256 --source-size 128x96
       mmdit bench train demo_fashion data.store=my_store
+      mmdit bench sample demo/run
     """
     from mmdit.errors import Refused
 
@@ -38,6 +40,10 @@ def _pick(words: list[str], name: str) -> tuple[Callable[..., Any], list[str], s
         from mmdit.tools import bench_encode
 
         return bench_encode.main, rest, f"{name} {kind}"
+    if kind == "sample":
+        from mmdit.tools import bench_sample
+
+        return bench_sample.main, rest, f"{name} {kind}"
     from mmdit.tools import bench_training
 
     return getattr(bench_training, kind), rest, f"{name} {kind}"

@@ -42,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "encode": Verb("mmdit.tools.encode", "encode videos and images into a latent store"),
     "verify": Verb("mmdit.tools.verify", "read a whole latent store, and find or repair what is damaged"),
     "inspect": Verb("mmdit.tools.inspect_store", "show what is in a latent store: figures, and a page of its clips"),
-    "bench": Verb("mmdit.tools.bench", "measure encoding, training and its memory on this machine"),
+    "bench": Verb("mmdit.tools.bench", "measure encoding, training, its memory and sampling on this machine"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),

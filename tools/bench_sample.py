@@ -1,0 +1,119 @@
+"""`mmdit bench sample`: ways to sample faster side by side, with what they cost in quality."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmdit.models.caching import Broadcast
+    from mmdit.pipelines.comparison import Result
+
+ATTRIBUTES = ("garment", "colour", "pattern", "motion")
+CALIBRATED_ON = 8  # clips
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run of the demo, one of its checkpoints, or its pipeline folder.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Clips that are made in each way.")] = 64,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the plain way; the others have as many or fewer.")] = 12,
+    reference_steps: Annotated[int, typer.Option(min=2, help="Steps of what all are compared with.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.0,
+    floor: Annotated[float, typer.Option(help="PSNR in dB that attention broadcast is calibrated to.")] = 35.0,
+    runs: Annotated[int, typer.Option(min=1, help="So many timed runs; the median is told.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Clips at a time, and clips that are timed.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of all.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 1,
+    device: Annotated[str, typer.Option(help="Where to sample: cpu, cuda, ...")] = "cpu",
+    broadcast: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings of attention broadcast: read where the file is there, else calibrated and written."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compares ways to sample: steps, network calls, seconds, PSNR, and attributes read by the embedded probe.
+
+    PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
+    The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
+
+    Example:
+      mmdit bench sample demo/run --prompts 64 --steps 12
+    """
+    import torch
+
+    from mmdit.clips.made import prompts as made_prompts
+    from mmdit.errors import Refused
+    from mmdit.evaluation.probe import load_probe
+    from mmdit.evaluation.score import columns
+    from mmdit.pipelines.comparison import as_json as plain_values
+    from mmdit.pipelines.comparison import compare, ways
+    from mmdit.pipelines.loading import find_source, load_pipeline
+    from mmdit.tools.progress import progress_line
+
+    source = find_source(run)
+    if not source.has_text:
+        raise Refused("this model reads no prompts", where=run, expected="a model of the demo's kind")
+    torch.set_num_threads(threads)
+    asked = made_prompts("validation", prompts, seed)
+    call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
+    pipeline = load_pipeline(source, device=device)
+    found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast)
+    with progress_line("sample", "runs", quiet=as_json) as advance:
+        results = compare(
+            lambda: load_pipeline(source, device=device),
+            ways(pipeline.process, steps, reference_steps, found),
+            runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps({"ways": plain_values(results), "broadcast": _as_json(found)}))
+    else:
+        print("\n".join([*_table(results), _told(found, floor)]))
+
+
+def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
+    """What the file `path` says, or else what is found on prompts of its own; None where nothing keeps to the floor."""
+    from mmdit.clips.made import prompts
+    from mmdit.errors import Stopped
+    from mmdit.pipelines.calibration import calibrate_broadcast, save_broadcast
+    from mmdit.pipelines.faster import read_broadcast
+
+    if path is not None and path.exists():
+        return read_broadcast(path, pipeline.config.origin)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = prompts("train", CALIBRATED_ON, call["seed"])
+    call = {**call, "prompt": [row["caption"] for row in rows], "seed": call["seed"] + 1}
+    try:
+        found = calibrate_broadcast(pipeline, floor=floor, **call)
+    except Stopped:
+        return None
+    if path is not None:
+        save_broadcast(path, found, pipeline)
+    return found.how
+
+
+def _table(results: "list[Result]") -> list[str]:
+    names = list(results[0].accuracy)
+    head = "".join(f"{name:>9}" for name in names)
+    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8}  {'PSNR dB':>15}{head}"]
+    for row in results:
+        quality = "-" if row.psnr is None else f"{row.psnr:.1f}"
+        quality += "" if row.psnr_plain is None else f" ({row.psnr_plain:.1f})"
+        shares = "".join(f"{row.accuracy[name]:9.1%}" for name in names)
+        lines.append(
+            f"{row.name:40} {row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f}  {quality:>15}{shares}"
+        )
+    return lines
+
+
+def _told(found: "Broadcast | None", floor: float) -> str:
+    if found is None:
+        return f"attention broadcast: nothing keeps to {floor:g} dB"
+    every = ", ".join(f"{kind} every {count}" for kind, count in found.every.items())
+    return f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"
+
+
+def _as_json(found: "Broadcast | None") -> dict[str, Any] | None:
+    return None if found is None else {"every": dict(found.every), "interval": list(found.interval)}
