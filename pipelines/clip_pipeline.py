@@ -19,11 +19,19 @@ from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
-from mmdit.diffusion import RectifiedFlow, guided, make_scheduler, sample
+from mmdit.diffusion import Guidance, RectifiedFlow, guided, make_scheduler, sample
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
-from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
+from mmdit.pipelines.request import (
+    Condition,
+    check_choice,
+    check_negatives,
+    check_sampling,
+    check_size,
+    pair_conditions,
+    place_clips,
+)
 from mmdit.training.build import read_process
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -128,9 +136,11 @@ class ClipPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 12,
         guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_clips_per_prompt: int = 1,
-        seed: int = 0,
-        first_index: int = 0,
+        seed: int | Sequence[int] = 0,
+        first_index: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 16,
         precision: str = "float32",
@@ -141,12 +151,15 @@ class ClipPipeline(DiffusionPipeline):
         """Makes `num_clips_per_prompt` clips for each prompt or label, those of one prompt side by side.
 
         Clip i is a function of its condition, the seed and first_index + i: not of the batch it is made in, so a long
-        list can be made in parts. `generator` takes the place of the seed, as elsewhere in diffusers.
+        list can be made in parts. With a seed and an index for each clip (of N in all), clip i is a function of those.
+        `generator` takes the place of the seed, as elsewhere in diffusers.
 
         Args:
             prompt, label: one or several; of both, pairs. A prompt of "" asks for anything.
             num_frames, height, width: None for those of the training clips; one frame is an image.
             guidance_scale: 1 is without guidance, and half the work.
+            guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
+            negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
             precision: "float32", or "bfloat16" for the network's products.
             output_type: "np", "pt", "pil" or "latent"; see `ClipPipelineOutput`.
@@ -156,22 +169,26 @@ class ClipPipeline(DiffusionPipeline):
             Refused: before any work, for what the model cannot make.
         """
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
+        negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
         check_sampling(
             steps=num_inference_steps,
             guidance=guidance_scale,
-            seed=seed,
-            first_index=first_index,
+            seed=0,
+            first_index=0,
             clips_each=num_clips_per_prompt,
             batch_size=batch_size,
             precision=precision,
         )
         check_choice("output type", output_type, OUTPUT_TYPES)
+        guidance = Guidance(guidance_scale, interval=guidance_interval)
         clips = len(conditions) * num_clips_per_prompt
+        places = place_clips(seed, first_index, clips)
         grid = self.latent_grid(num_frames, height, width, clips=clips)
         _check_generators(generator, clips)
 
         conditions = [condition for condition in conditions for _ in range(num_clips_per_prompt)]
-        text = self._read_prompts([condition.prompt for condition in conditions], batch_size)
+        nothing = [Condition(negative, None) for negative in negatives for _ in range(num_clips_per_prompt)]
+        text = self._read_prompts([condition.prompt for condition in conditions + nothing])
         made = []
         starts = range(0, clips, batch_size)
         with self.progress_bar(total=len(starts) * num_inference_steps) as bar:
@@ -184,11 +201,13 @@ class ClipPipeline(DiffusionPipeline):
 
                 rows = range(start, min(start + batch_size, clips))
                 latents = sample(
-                    self._predictor(conditions[start : rows.stop], text, guidance_scale, precision),
-                    self._noise(rows, grid, seed, first_index, generator),
+                    self._predictor(
+                        conditions[start : rows.stop], nothing[start : rows.stop], text, guidance, precision
+                    ),
+                    self._noise(rows, grid, places, generator),
                     self.scheduler,
                     num_inference_steps,
-                    generators=self._step_generators(rows, seed, first_index, generator),
+                    generators=self._step_generators(rows, places, generator),
                     after_step=after_step,
                 )  # (B, C, F, H, W)
                 made.append((latents if output_type == "latent" else self.codec.decode(latents)).float().cpu())
@@ -210,26 +229,33 @@ class ClipPipeline(DiffusionPipeline):
             clips=clips,
         )
 
-    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, TextFeatures] | None:
-        """The features of each prompt and of the empty one, which is the null condition, without the batch axis."""
+    def _read_prompts(self, prompts: list[str]) -> dict[str, TextFeatures] | None:
+        """The features of each prompt and of the empty one, which is the null condition, without the batch axis.
+
+        One is read at a time: its features are then the same to the last bit whatever else is asked for.
+        """
         if not self.has_text:
             return None
         encoder = TextEncoder(self.text_encoder, self.tokenizer)
         unlike = list(dict.fromkeys(["", *prompts]))
         ids, mask = encoder.tokenize(unlike)  # once for all, so that a warning comes once
-        parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+        parts = zip(ids.split(1), mask.split(1), strict=True)
         device = self._execution_device
         features = [encoder(i.to(device), m.to(device)) for i, m in parts]
         rows = [row for part in features for row in zip(part.pooled, part.tokens, part.mask, strict=True)]
         return {prompt: TextFeatures(*row) for prompt, row in zip(unlike, rows, strict=True)}
 
     def _predictor(
-        self, conditions: list[Condition], text: dict[str, TextFeatures] | None, guidance: float, precision: str
+        self,
+        conditions: list[Condition],
+        nothing: list[Condition],
+        text: dict[str, TextFeatures] | None,
+        guidance: Guidance,
+        precision: str,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """predict(x_t, timesteps) of a batch under its conditions, with guidance."""
-        nothing = [Condition("", None)] * len(conditions)
+        """predict(x_t, timesteps) of a batch under its conditions, with guidance away from `nothing`."""
         alone = self._inputs(conditions, text)
-        both = self._inputs(conditions + nothing, text) if guidance != 1 else {}
+        both = self._inputs(conditions + nothing, text) if guidance.scale != 1 else {}
 
         def predict(inputs: dict[str, Tensor], x_t: Tensor, timesteps: Tensor) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -256,25 +282,27 @@ class ClipPipeline(DiffusionPipeline):
         self,
         rows: range,
         grid: tuple[int, int, int],
-        seed: int,
-        first_index: int,
+        places: list[tuple[int, int]],
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
         """Standard normal (B, C, F, H, W) for the clips `rows` of the call."""
         shape = (self.transformer.config.in_channels, *grid)
         if generator is None:
-            noise = [seeds.normal(shape, seed, "sample", first_index + row) for row in rows]
+            noise = [seeds.normal(shape, seed, "sample", index) for seed, index in places[rows.start : rows.stop]]
         else:
             drawn_by = [generator] * rows.stop if isinstance(generator, torch.Generator) else generator
             noise = [torch.randn(shape, generator=drawn_by[row], device=drawn_by[row].device) for row in rows]
         return torch.stack(noise).to(self._execution_device)
 
     def _step_generators(
-        self, rows: range, seed: int, first_index: int, generator: torch.Generator | Sequence[torch.Generator] | None
+        self,
+        rows: range,
+        places: list[tuple[int, int]],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> list[torch.Generator]:
         """Where a sampler that draws noise in its steps draws that of the clips `rows` from."""
         if generator is None:
-            return seeds.generators((first_index + row for row in rows), seed, "step")
+            return [seeds.generator(seed, "step", index) for seed, index in places[rows.start : rows.stop]]
         return [generator if isinstance(generator, torch.Generator) else generator[row] for row in rows]
 
 
