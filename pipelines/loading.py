@@ -137,9 +137,8 @@ def _pipeline_source(folder: Path) -> Source:
         network = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Refused("not a whole pipeline folder", where=folder, got=str(error)) from None
-    kind = index.get("_class_name")
-    if (kind[-1] if isinstance(kind, list) else kind) != ClipPipeline.__name__:  # a list: [file in the folder, class]
-        raise Refused("a pipeline of another kind", where=folder, got=kind, expected="ClipPipeline")
+    if index.get("_class_name") != ClipPipeline.__name__:
+        raise Refused("a pipeline of another kind", where=folder, got=index.get("_class_name"), expected="ClipPipeline")
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)

@@ -110,10 +110,10 @@ def _entry(values: dict[str, Any], where: str, labels: Labels | None, has_text: 
                           fix=f"did you mean {near[0]}?" if near else None)  # fmt: skip
     said = {name: value for name, value in values.items() if value is not None and value != ""}
     prompt, negative, label = (said.get(name) for name in ("prompt", "negative", "label"))
-    for value in (prompt, negative):
-        if not isinstance(value, str | None):
-            raise Refused("a prompt is not text", where=where, got=shown(value), expected="text")
-        check_text(value or "", where)
+    for text in (prompt, negative):
+        if not isinstance(text, str | None):
+            raise Refused("a prompt is not text", where=where, got=shown(text), expected="text")
+        check_text(text or "", where)
     seed, frames, guidance = (
         _number(said, name, kind, where) for name, kind in (("seed", int), ("frames", int), ("guidance", float))
     )
@@ -124,9 +124,9 @@ def _entry(values: dict[str, Any], where: str, labels: Labels | None, has_text: 
                        clips_each=1, batch_size=1, precision="float32")  # fmt: skip
     except Refused as error:
         raise Refused(f"{where}: {error}") from None
-    name = None if condition.label is None or labels is None else labels.names[condition.label]
+    known = None if condition.label is None or labels is None else labels.names[condition.label]
     size = read_size(str(said["size"]), where) if "size" in said else None
-    return Entry(where, prompt, name, negative, seed, _file_name(said.get("out"), where), frames, size, guidance)
+    return Entry(where, prompt, known, negative, seed, _file_name(said.get("out"), where), frames, size, guidance)
 
 
 def _number(said: dict[str, Any], name: str, kind: Any, where: str) -> Any:
