@@ -79,6 +79,9 @@ def _read(file: Path) -> tuple[dict[str, Any], Path | None]:
     if missing:
         raise Refused("the file does not say how it was made", where=file, got=f"no {', '.join(missing)}",
                       expected="a file of this version's mmdit generate")  # fmt: skip
+    if note.get("given"):
+        raise Refused("made from given frames, which are not in the file", where=file,
+                      got=", ".join(note["given"]), fix="give them to mmdit generate again")  # fmt: skip
     note = {key: value for key, value in note.items() if key not in ("file", "source")}
     return note, Path(beside["source"]) if "source" in beside else None
 

@@ -50,6 +50,16 @@ def test_each_wish_is_a_file_and_a_second_call_makes_what_is_missing(pipeline: A
     assert len({first[f"prompts/{number}.mp4"] for number in range(3)}) == 3
 
 
+def test_processes_share_the_work_and_make_the_same_files(pipeline: Any, tmp_path: Path) -> None:
+    made = []
+    for place, share in (("all", (0, 1)), ("first", (0, 2)), ("second", (1, 2))):
+        grant(pipeline, WISHES, tmp_path / place, sampling=SAMPLING, metadata={}, batch_size=2, share=share)
+        made.append(hashes(tmp_path / place))
+    whole, first, second = made
+    assert first and second and not first.keys() & second.keys()
+    assert first | second == whole
+
+
 def test_a_file_says_how_it_was_made(pipeline: Any, tmp_path: Path) -> None:
     grant(pipeline, WISHES[3:4], tmp_path, sampling=SAMPLING, metadata={"step": 5}, batch_size=2)
     note = read_metadata(tmp_path / "labels/3.mp4")

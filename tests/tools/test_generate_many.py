@@ -14,8 +14,9 @@ import tiny
 from commands import exit_code
 from PIL import Image
 
+from mmdit import files
 from mmdit.pipelines import wishes
-from mmdit.pipelines.output import read_note
+from mmdit.pipelines.output import read_frames, read_note, write_output
 from mmdit.pipelines.wishes import frames_hash
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +114,13 @@ def test_sigterm_leaves_whole_files_and_the_same_call_goes_on(
     monkeypatch.setattr(wishes, "make_frames", make)
     assert exit_code("generate", *words(run, out)) == 0
     assert hashes(out) == hashes(whole)
+
+
+def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files.lock(tmp_path / "out"):
+        assert exit_code("generate", *words(run, tmp_path / "out")) == 2
+    assert "the folder is in use" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == {}
 
 
 def test_two_processes_make_the_same_files(run: Path, whole: Path, tmp_path: Path) -> None:
@@ -232,7 +240,10 @@ def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.C
     assert regenerate(alone) == 2
     assert "name it: --checkpoint" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    for file, said in ((tmp_path / "b.png", "does not say how"), (tmp_path / "none.mp4", "no such file")):
+    note = read_note(whole / "still.png") | {"given": {"image": {"file": "photo.jpg"}}}
+    write_output(tmp_path / "c.png", read_frames(whole / "still.png"), 8, note)
+    refused = {"b.png": "does not say how", "none.mp4": "no such file", "c.png": "made from given frames"}
+    for file, said in ((tmp_path / name, said) for name, said in refused.items()):
         assert regenerate(file) == 2
         assert said in capsys.readouterr().err
 
