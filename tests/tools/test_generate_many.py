@@ -213,7 +213,12 @@ def test_a_file_of_a_large_batch_is_made_again(
     assert exit_code("generate", run, *words, "--out", tmp_path / "out", "--format", "webp") == 0
     capsys.readouterr()
     make, sizes = wishes.make_frames, list[int]()
-    monkeypatch.setattr(wishes, "make_frames", lambda *given: (sizes.append(len(given[1])), make(*given))[1])
+
+    def counted(pipeline: Any, notes: Any) -> Any:
+        sizes.append(len(notes))
+        return make(pipeline, notes)
+
+    monkeypatch.setattr(wishes, "make_frames", counted)
     assert regenerate(tmp_path / "out" / "1-a-blue-dress.webp") == 0
     assert capsys.readouterr().out.startswith("identical: ")
     assert sizes == [3]
