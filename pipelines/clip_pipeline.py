@@ -18,13 +18,21 @@ from mmdit import seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
-from mmdit.diffusion import Given, RectifiedFlow, guided_by_given, make_scheduler, sample
+from mmdit.diffusion import Given, Guidance, RectifiedFlow, guided_by_given, make_scheduler, sample
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.faster import FasterSampling
 from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held, plan_held
-from mmdit.pipelines.request import Condition, check_choice, check_sampling, check_size, pair_conditions
+from mmdit.pipelines.request import (
+    Condition,
+    check_choice,
+    check_negatives,
+    check_sampling,
+    check_size,
+    pair_conditions,
+    place_clips,
+)
 from mmdit.pipelines.windows import Windows, make_windows, plan_windows
 from mmdit.training.build import read_process
 
@@ -144,9 +152,11 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 12,
         guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_clips_per_prompt: int = 1,
-        seed: int = 0,
-        first_index: int = 0,
+        seed: int | Sequence[int] = 0,
+        first_index: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 16,
         precision: str = "float32",
@@ -157,7 +167,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         """Makes `num_clips_per_prompt` clips for each prompt or label, those of one prompt side by side.
 
         Clip i is a function of its condition, the seed and first_index + i: not of the batch it is made in, so a long
-        list can be made in parts. `generator` takes the place of the seed, as elsewhere in diffusers.
+        list can be made in parts. With a seed and an index for each clip (of N in all), clip i is a function of those.
+        `generator` takes the place of the seed, as elsewhere in diffusers.
 
         Args:
             prompt, label: one or several; of both, pairs. A prompt of "" asks for anything.
@@ -171,6 +182,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             force_given: give frames that the network was not trained with.
             num_frames, height, width: None for those of the training clips; one frame is an image.
             guidance_scale: 1 is without guidance, and half the work.
+            guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
+            negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
             precision: "float32", or "bfloat16" for the network's products.
             output_type: "np", "pt", "pil" or "latent"; see `ClipPipelineOutput`.
@@ -180,17 +193,20 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             Refused: before any work, for what the model cannot make.
         """
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
+        negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
         check_sampling(
             steps=num_inference_steps,
             guidance=guidance_scale,
-            seed=seed,
-            first_index=first_index,
+            seed=0,
+            first_index=0,
             clips_each=num_clips_per_prompt,
             batch_size=batch_size,
             precision=precision,
         )
         check_choice("output type", output_type, OUTPUT_TYPES)
+        guidance = Guidance(guidance_scale, interval=guidance_interval or self._interval)
         clips = len(conditions) * num_clips_per_prompt
+        places = place_clips(seed, first_index, clips)
         grid = self.latent_grid(num_frames, height, width, clips=clips)
         _check_generators(generator, clips)
         asked = GivenFrames(image, last_image, video, given) or self.always_given
@@ -204,7 +220,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
 
         conditions = [condition for condition in conditions for _ in range(num_clips_per_prompt)]
         held = [one for one in held or () for _ in range(num_clips_per_prompt)]
-        text = self._read_prompts([condition.prompt for condition in conditions], batch_size)
+        nothing = [Condition(negative, None) for negative in negatives for _ in range(num_clips_per_prompt)]
+        text = self._read_prompts([condition.prompt for condition in conditions + nothing])
         made, done = [], 0
         starts = range(0, clips, batch_size)
         steps = len(starts) * windows.count * num_inference_steps
@@ -219,21 +236,23 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
 
             for start in starts:
                 rows = range(start, min(start + batch_size, clips))
-                part = conditions[start : rows.stop]
+                part, away = conditions[start : rows.stop], nothing[start : rows.stop]
 
-                def draw(window: int, given: Given | None, rows: range = rows, part: list[Condition] = part) -> Tensor:
-                    seed_here = seeds.seed_at(seed, "window", window) if window else seed
-                    noise = self._noise(rows, windows.grid, seed_here, first_index, generator)
-                    predict = self._predictor(part, text, guidance_scale, precision)
+                def draw(
+                    window: int, given: Given | None, rows: range = rows, part: Any = part, away: Any = away
+                ) -> Tensor:
+                    here = [(seeds.seed_at(own, "window", window) if window else own, index) for own, index in places]
+                    noise = self._noise(rows, windows.grid, here, generator)
+                    predict = self._predictor(part, away, text, guidance, precision)
                     if given is not None:
-                        alone = self._predictor(part * 2, text, 1.0, precision)
+                        alone = self._predictor(part * 2, away * 2, text, Guidance(1.0), precision)
                         predict = guided_by_given(predict, alone, given, noise, self.process, image_guidance_scale)
                     return sample(
                         predict,
                         noise,
                         self.scheduler,
                         num_inference_steps,
-                        generators=self._step_generators(rows, seed_here, first_index, generator),
+                        generators=self._step_generators(rows, here, generator),
                         after_step=after_step,
                         given=given,
                     )  # (B, C, F, H, W)
@@ -272,24 +291,31 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         """What a batch is given, on the device."""
         return encode_held(self.codec, held, windows, self.transformer.config.patch_size[0], self._execution_device)
 
-    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, TextFeatures] | None:
-        """The features of each prompt and of the empty one, which is the null condition, without the batch axis."""
+    def _read_prompts(self, prompts: list[str]) -> dict[str, TextFeatures] | None:
+        """The features of each prompt and of the empty one, which is the null condition, without the batch axis.
+
+        One is read at a time: its features are then the same to the last bit whatever else is asked for.
+        """
         if not self.has_text:
             return None
         encoder = TextEncoder(self.text_encoder, self.tokenizer)
         unlike = list(dict.fromkeys(["", *prompts]))
         ids, mask = encoder.tokenize(unlike)  # once for all, so that a warning comes once
-        parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+        parts = zip(ids.split(1), mask.split(1), strict=True)
         device = self._execution_device
         features = [encoder(i.to(device), m.to(device)) for i, m in parts]
         rows = [row for part in features for row in zip(part.pooled, part.tokens, part.mask, strict=True)]
         return {prompt: TextFeatures(*row) for prompt, row in zip(unlike, rows, strict=True)}
 
     def _predictor(
-        self, conditions: list[Condition], text: dict[str, TextFeatures] | None, guidance: float, precision: str
+        self,
+        conditions: list[Condition],
+        nothing: list[Condition],
+        text: dict[str, TextFeatures] | None,
+        guidance: Guidance,
+        precision: str,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """predict(x_t, timesteps) of a batch under its conditions, with guidance."""
-        nothing = [Condition("", None)] * len(conditions)
+        """predict(x_t, timesteps) of a batch under its conditions, with guidance away from `nothing`."""
         parts = {"conditional": conditions, "null": nothing, "both": conditions + nothing}
         inputs = {name: self._inputs(part, text) for name, part in parts.items()}
         ask = self._start()
@@ -319,25 +345,27 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         self,
         rows: range,
         grid: tuple[int, int, int],
-        seed: int,
-        first_index: int,
+        places: list[tuple[int, int]],
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
         """Standard normal (B, C, F, H, W) for the clips `rows` of the call."""
         shape = (self.transformer.config.in_channels, *grid)
         if generator is None:
-            noise = [seeds.normal(shape, seed, "sample", first_index + row) for row in rows]
+            noise = [seeds.normal(shape, seed, "sample", index) for seed, index in places[rows.start : rows.stop]]
         else:
             drawn_by = [generator] * rows.stop if isinstance(generator, torch.Generator) else generator
             noise = [torch.randn(shape, generator=drawn_by[row], device=drawn_by[row].device) for row in rows]
         return torch.stack(noise).to(self._execution_device)
 
     def _step_generators(
-        self, rows: range, seed: int, first_index: int, generator: torch.Generator | Sequence[torch.Generator] | None
+        self,
+        rows: range,
+        places: list[tuple[int, int]],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> list[torch.Generator]:
         """Where a sampler that draws noise in its steps draws that of the clips `rows` from."""
         if generator is None:
-            return seeds.generators((first_index + row for row in rows), seed, "step")
+            return [seeds.generator(seed, "step", index) for seed, index in places[rows.start : rows.stop]]
         return [generator if isinstance(generator, torch.Generator) else generator[row] for row in rows]
 
 

@@ -92,11 +92,10 @@ class FasterSampling:
             return self._cache.start(self.transformer)
         return lambda part, *args, **inputs: self.transformer(*args, **inputs)
 
-    def _guided(self, predict: Callable[..., Tensor], scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def _guided(self, predict: Callable[..., Tensor], guidance: Guidance) -> Callable[[Tensor, Tensor], Tensor]:
         """predict(part, x_t, timesteps) with guidance, as a predict(x_t, timesteps)."""
         conditional, null, both = (partial(predict, part) for part in ("conditional", "null", "both"))
-        how = Guidance(scale, interval=self._interval)
-        return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, how)
+        return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, guidance)
 
 
 def read_broadcast(path: str | Path, origin: dict[str, Any] | None) -> Broadcast:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmdit import __version__
 from mmdit.conditioning import Labels, TextEncoder, load_text_encoder
 from mmdit.conditioning.text import quiet
 from mmdit.diffusion import make_scheduler, samplers_for
@@ -17,7 +18,7 @@ from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.request import check_choice
+from mmdit.pipelines.request import check_choice, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 from mmdit.training.lora import base_folder, load_network
@@ -103,6 +104,37 @@ def load_pipeline(
         return _load_checkpoint(source, source.state, weights, codec).to(device)
 
 
+def call_facts(source: Source, pipeline: ClipPipeline, sampler: str | None = None) -> dict[str, Any]:
+    """What all files of a call share: hashes of the weights, the config and the codec, and the sampler."""
+    return {
+        "mmdit": __version__,
+        **source.origin,
+        **(pipeline.config.origin or {}),
+        "codec": pipeline.codec.fingerprint,
+        "sampler": sampler or type(pipeline.scheduler).__name__,
+    }
+
+
+def check_source_size(
+    source: Source, *, frames: int | None, height: int | None, width: int | None, clips: int, codec: str | None = None
+) -> tuple[int, int, int] | None:
+    """(frames, height, width) of clips of this size, None for those of the training clips, before weights are loaded.
+
+    Returns None for a pipeline folder that does not say what it was trained on. Raises Refused, naming the nearest
+    size, for what the model cannot make.
+    """
+    if source.clip is None:
+        return None
+    base = base_folder(source.folder)
+    network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
+    default = source.clip["frames"], *source.clip["size"]
+    size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
+    name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
+    rules = load_codec(name, device="meta")  # knows sizes, has no weights
+    check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
+    return size[0], size[1], size[2]
+
+
 def _pipeline_source(folder: Path) -> Source:
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -113,7 +145,7 @@ def _pipeline_source(folder: Path) -> Source:
         raise Refused("a pipeline of another kind", where=folder, got=index.get("_class_name"), expected="ClipPipeline")
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
-    has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or {}
+    has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
     given = index.get("given_frames") or ()
     return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given)
 
@@ -180,5 +212,12 @@ def load_trained_codec(trained_with: dict[str, Any], moved_to: str | Path | None
     return codec
 
 
+def _origin_of(folder: Path) -> dict[str, Any]:
+    """Of a pipeline folder that does not say where its weights come from: a hash of them."""
+    weights = sorted((folder / "transformer").glob("*.safetensors"))
+    return {"checkpoint": hashlib.sha256("".join(map(_sha256, weights)).encode()).hexdigest()}
+
+
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

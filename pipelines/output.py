@@ -1,4 +1,4 @@
-"""Clips as files that people open: mp4, gif and png, each with a note of how it was made."""
+"""Clips as files that people open: mp4, gif, webp and png, each with a note of how it was made."""
 
 import json
 import os
@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from mmdit import files
-from mmdit.clips.video import write_clip
+from mmdit.clips.video import read_metadata, write_clip
 from mmdit.errors import Refused
 
-FORMATS = ("mp4", "gif", "png")
-OTHER_FORMATS = {".avi", ".bmp", ".jpeg", ".jpg", ".mkv", ".mov", ".mpg", ".webm", ".webp"}
+FORMATS = ("mp4", "gif", "webp", "png")
+KNOWN = "mp4, gif, webp or png"
+OTHER_FORMATS = {".avi", ".bmp", ".jpeg", ".jpg", ".mkv", ".mov", ".mpg", ".webm"}
+WEBP_QUALITY = 90
+EXIF_DESCRIPTION = 0x010E
 
 
 def write_output(path: Path, frames: np.ndarray, fps: float, metadata: dict[str, Any]) -> None:
     """Writes frames (frame, height, width, 3) uint8 in the format of the suffix; the metadata goes in as a comment.
 
-    mp4 is H.264. gif loops. png is one picture: of several frames, all of them side by side.
+    mp4 is H.264 as browsers and phones play it. gif and webp loop. png is one picture: of several frames, all of them
+    side by side.
     """
     suffix = path.suffix.lower()
     if suffix == ".mp4":
@@ -34,10 +38,42 @@ def write_output(path: Path, frames: np.ndarray, fps: float, metadata: dict[str,
             pictures[0].save(
                 part, "GIF", save_all=True, append_images=pictures[1:], duration=delay, loop=0, comment=note.encode()
             )
+        elif suffix == ".webp":
+            pictures = [Image.fromarray(frame) for frame in frames]
+            about = Image.Exif()
+            about[EXIF_DESCRIPTION] = note
+            pictures[0].save(
+                part, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0,
+                quality=WEBP_QUALITY, exif=about,
+            )  # fmt: skip
         else:
             info = PngInfo()
             info.add_text("comment", note)
             Image.fromarray(np.concatenate(list(frames), axis=1)).save(part, "PNG", pnginfo=info)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The metadata that `write_output` left in a file; empty for files of other makers and damaged ones."""
+    try:
+        if path.suffix.lower() == ".mp4":
+            return dict(read_metadata(path))
+        with Image.open(path) as picture:
+            text = picture.getexif().get(EXIF_DESCRIPTION) if picture.format == "WEBP" else picture.info.get("comment")
+        note = json.loads(text or "{}")
+    except (OSError, ValueError, SyntaxError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """The frames, uint8 (frame, height, width, 3), of a file that `write_output` wrote; of a png, one."""
+    if path.suffix.lower() == ".mp4":
+        import av
+
+        with av.open(str(path)) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with Image.open(path) as picture:
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
 
 
 def output_format(out: Path) -> str | None:
@@ -47,14 +83,20 @@ def output_format(out: Path) -> str | None:
     """
     suffix = out.suffix.lower()
     if suffix in OTHER_FORMATS:
-        raise Refused("this format is not written", where=out, got=suffix, expected="mp4, gif or png, or a folder")
+        raise Refused("this format is not written", where=out, got=suffix, expected=f"{KNOWN}, or a folder")
     return suffix[1:] if suffix[1:] in FORMATS else None
 
 
-def check_writable(out: Path) -> None:
-    """Refused where a file or folder of this name cannot be made; leaves nothing behind."""
+def check_writable(out: Path, *, may_hold: str | None = None) -> None:
+    """Refused where a file or folder of this name cannot be made; leaves nothing behind.
+
+    Args:
+        may_hold: a file; a folder that has it need not be empty.
+    """
     try:
-        if out.is_dir() and (output_format(out) or any(out.iterdir())):
+        going_on = may_hold is not None and (out / may_hold).is_file()
+        used = out.is_dir() and not going_on and any(path.name != ".lock" for path in out.iterdir())
+        if out.is_dir() and (output_format(out) or used):
             kind = "is a folder" if output_format(out) else "is not empty"
             raise Refused(f"the output {kind}", where=out, fix="name a new one")
         there = out.absolute().parent

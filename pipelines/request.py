@@ -76,12 +76,42 @@ def check_sampling(
         ("seed", seed, 0),
         ("first index", first_index, 0),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SEED:
-            expected = f"a whole number of {least} or more"
-            raise Refused(f"the {name} is out of range", got=repr(value), expected=expected)
+        _check_count(name, value, least)
     if not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
         raise Refused("the guidance scale is out of range", got=guidance, expected="0 or more (1 is without guidance)")
     check_choice("precision", precision, PRECISIONS)
+
+
+def check_negatives(negative: str | Sequence[str] | None, prompts: int, *, has_text: bool) -> list[str]:
+    """A negative prompt for each prompt, "" where there is none.
+
+    Raises Refused for one that the model cannot read, and for another number of them than one, or one a prompt.
+    """
+    if negative is None:
+        return [""] * prompts
+    if not has_text:
+        raise Refused("this model reads no prompts", got="a negative prompt", fix="leave it out")
+    negatives = check_prompts(negative)
+    if len(negatives) not in (1, prompts):
+        raise Refused("not a negative prompt a prompt", got=len(negatives), expected=f"1 or {prompts}")
+    return negatives * prompts if len(negatives) == 1 else negatives
+
+
+def place_clips(seed: int | Sequence[int], first_index: int | Sequence[int], clips: int) -> list[tuple[int, int]]:
+    """The (seed, index) that each clip's noise is drawn from; Refused for another number of them than clips."""
+    seeds = [seed] * clips if isinstance(seed, int) else list(seed)
+    indices = range(first_index, first_index + clips) if isinstance(first_index, int) else list(first_index)
+    for name, values in (("seed", seeds), ("first index", indices)):
+        if len(values) != clips:
+            raise Refused(f"not one {name} a clip", got=len(values), expected=f"1 or {clips}")
+        for value in values:
+            _check_count(name, value, 0)
+    return list(zip(seeds, indices, strict=True))
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SEED:
+        raise Refused(f"the {name} is out of range", got=repr(value), expected=f"a whole number of {least} or more")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -48,9 +48,9 @@ class TrainingPipeline(ClipPipeline):
 
     said: dict[str, TextFeatures] | None = None
 
-    def _read_prompts(self, prompts: list[str], batch_size: int) -> dict[str, TextFeatures] | None:
+    def _read_prompts(self, prompts: list[str]) -> dict[str, TextFeatures] | None:
         if self.said is None:
-            return super()._read_prompts(prompts, batch_size)
+            return super()._read_prompts(prompts)
         device = self._execution_device
         said = {prompt: self.said[prompt] for prompt in ["", *prompts]}
         return {

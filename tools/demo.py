@@ -188,8 +188,8 @@ def _wishes(settings: Settings) -> "list[Wish]":
 
 def _generate(out: Path, settings: Settings) -> None:
     from mmdit import files
-    from mmdit.pipelines.loading import find_source, load_pipeline
-    from mmdit.pipelines.wishes import as_json, grant
+    from mmdit.pipelines.loading import call_facts, find_source, load_pipeline
+    from mmdit.pipelines.wishes import Sampling, as_json, grant
     from mmdit.tools.progress import progress_line
 
     source = find_source(out / "run")
@@ -197,14 +197,11 @@ def _generate(out: Path, settings: Settings) -> None:
     pipeline.set_progress_bar_config(disable=True)
     wishes = _wishes(settings)
     files.write_json(out / "generated" / "wishes.json", as_json(wishes))
-    options = {
-        "seed": settings.seed,
-        "num_inference_steps": settings.sampling_steps,
-        "guidance_scale": settings.guidance,
-    }
-    with progress_line("generate", "clips") as advance:
+    sampling = Sampling(settings.seed, settings.sampling_steps, settings.guidance)
+    with progress_line("generate", "steps") as advance:
         grant(
-            pipeline, wishes, out / "generated", options=options, metadata=source.origin, batch_size=settings.batch,
+            pipeline, wishes, out / "generated", sampling=sampling, metadata=call_facts(source, pipeline),
+            batch_size=settings.batch,
             progress=lambda done, count: advance(done, count, ""),
         )  # fmt: skip
 

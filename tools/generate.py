@@ -3,9 +3,9 @@
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,33 +14,30 @@ from mmdit.tools.cli import run
 if TYPE_CHECKING:
     import torch
 
-    from mmdit.pipelines.clip_pipeline import ClipPipeline
+    from mmdit.pipelines.filling import Call
     from mmdit.pipelines.loading import Source
-    from mmdit.pipelines.request import Condition
+    from mmdit.pipelines.prompt_list import Entry
 
 MOST_CLIPS = 10_000
-Shape = tuple[int, int, int]  # (frames, height, width) of a clip
-
-
-class Settings(NamedTuple):
-    """What is the same for all clips of one call."""
-
-    seed: int
-    steps: int
-    guidance: float
-    precision: str
-    batch: int
 
 
 def main(
     source: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, or a pipeline folder.")],
-    out: Annotated[Path, typer.Option(help="A .mp4, .gif or .png file; for several clips, a new folder.")],
+    out: Annotated[Path, typer.Option(help="A .mp4, .gif, .webp or .png file; for several clips, a folder.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to show, in words; repeat it for several.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label by name or number; repeat it for several.")] = None,
     image: Annotated[Path | None, typer.Option(help="A photo that the clips begin with.")] = None,
     last_image: Annotated[Path | None, typer.Option(help="A photo that they end with.")] = None,
     extend: Annotated[Path | None, typer.Option(help="A video to go on with: they begin with its end.")] = None,
     force_given: Annotated[bool, typer.Option("--force-given", help="Even if it was not trained for these.")] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .txt (a prompt a line), .csv or .jsonl file; its columns: prompt, label, negative, seed, out, "
+            "frames, size, guidance."
+        ),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What guidance leads away from, in words.")] = None,
     count: Annotated[int, typer.Option(help="Clips for each prompt or label.")] = 1,
     frames: Annotated[int | None, typer.Option(help="Frames; 1 for an image. [default: as trained]")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
@@ -49,7 +46,13 @@ def main(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[float, typer.Option(help="How strongly to follow the prompt; 1 is without guidance.")] = 2.0,
-    format: Annotated[str | None, typer.Option(help="In a folder: mp4, gif, png. [default: mp4, images png]")] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="In a folder: mp4, gif, webp, png. [default: mp4, images png]")
+    ] = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="In a folder: also sheet.png, a row a clip.")] = False,
     batch: Annotated[int, typer.Option(help="Clips sampled at a time.")] = 16,
     precision: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
     weights: Annotated[str, typer.Option(help="ema (averaged), or raw (as last trained).")] = "ema",
@@ -59,178 +62,106 @@ def main(
 ) -> None:
     """Generates clips from a prompt, a label, or both; with --frames 1, images.
 
-    Several prompts and labels are paired; a single one goes with all. How each file was made is written into it, and
-    for a folder into its manifest.json too.
+    Several prompts and labels are paired; a single one goes with all. How each file was made is written into it and
+    beside it (a folder's manifest.json, or FILE.json): `mmdit regenerate FILE` makes it again. Stopped at any moment,
+    the same command goes on where it was; started by torchrun, its processes share the work.
 
     Example:
       mmdit generate runs/mine --prompt "a striped red coat, seen turning round" --out coat.mp4
+      mmdit generate runs/mine --prompts prompts.csv --count 4 --out clips --sheet
     """
-    from mmdit.diffusion import RectifiedFlow, make_scheduler
-    from mmdit.errors import Refused
-    from mmdit.pipelines import output
+    from mmdit.pipelines.filling import Call, fill, plan
     from mmdit.pipelines.given_files import read_given
-    from mmdit.pipelines.loading import WEIGHTS, find_source, load_pipeline
-    from mmdit.pipelines.request import check_choice, check_sampling, pair_conditions
+    from mmdit.pipelines.loading import WEIGHTS, call_facts, find_source, load_pipeline
+    from mmdit.pipelines.process_group import process_group
+    from mmdit.pipelines.prompt_list import read_size
+    from mmdit.pipelines.request import check_choice, check_sampling
+    from mmdit.pipelines.wishes import Sampling
+    from mmdit.tools.progress import progress_line
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
-    conditions = pair_conditions(prompt or None, label or None, labels=found.labels, has_text=found.has_text)
+    entries = _entries(found, prompts, prompt, label, negative)
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
-    if sampler is not None:
-        make_scheduler(sampler, found.process or RectifiedFlow())  # refuses one that does not fit
-    if len(conditions) * count > MOST_CLIPS:
-        raise Refused("too many clips", got=len(conditions) * count, expected=f"at most {MOST_CLIPS} at a time")
-    height, width = _size(size) if size else (None, None)
-    given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=_size(size) if size else None,
+    sampling = Sampling(seed, steps, guidance, _interval(guidance_interval), precision)
+    shown_size = read_size(size, "--size") if size else None
+    call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
+    _check(call, found, sampler, len(entries) * count)
+    given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
-    fps = fps if fps is not None else (found.clip or {}).get("fps", 8)
-    if not 0 < fps <= 1000:
-        raise Refused("the rate is out of range", got=fps, expected="more than 0 and at most 1000 frames a second")
-    kind = output.output_format(out)
-    if kind and len(conditions) * count > 1:
-        raise Refused("several clips need a folder", got=f"{out} for {len(conditions) * count} clips",
-                      fix=f"say --out {out.with_suffix('')} --format {kind}")  # fmt: skip
-    if (kind and format not in (None, kind)) or format not in (None, *output.FORMATS):
-        raise Refused("this format is not written there", got=f"{format} for {out}", expected="mp4, gif or png")
-    output.check_writable(out)
-
-    with _notes():
-        pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(device))
+    kind, wishes = plan(call, entries, found, codec)
+    with _notes(), process_group(device) as group:
+        pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(group.device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
         pipeline.always_given, pipeline.always_force = given, force_given
         if sampler is not None:
             pipeline.use_sampler(sampler)
-        asked = zip((frames, height, width), pipeline.default_size(), strict=True)
-        shape: Shape = tuple(default if value is None else value for value, default in asked)  # type: ignore[assignment]
-        pipeline.latent_grid(*shape, clips=min(batch, len(conditions) * count))
-        kind = kind or format or ("png" if shape[0] == 1 else "mp4")
-        settings = Settings(seed, steps, guidance, precision, batch)
-        jobs = [condition for condition in conditions for _ in range(count)]
-        _make(pipeline, jobs, shape, fps, settings, out, kind, _facts(found, pipeline, sampler) | given_facts)
-    print(f"generated: {out}" + (f" ({len(jobs)} {kind} files and manifest.json)" if out.is_dir() else ""))
+        facts = call_facts(found, pipeline, sampler) | given_facts
+        with progress_line("generate", "steps", quiet=not group.is_first) as advance:
+            fill(call, pipeline, wishes, facts, str(found.folder.resolve()), group,
+                 progress=lambda done, steps: advance(done, steps, ""))  # fmt: skip
+    if group.is_first:
+        print(f"generated: {out}" + (f" ({len(wishes)} {kind} files and manifest.json)" if out.is_dir() else ""))
 
 
-def _make(
-    pipeline: "ClipPipeline",
-    jobs: list["Condition"],
-    shape: Shape,
-    fps: float,
-    settings: Settings,
-    out: Path,
-    kind: str,
-    facts: dict[str, Any],
-) -> None:
-    """Makes the clips, a batch at a time, so that memory does not grow with their number, and writes them."""
-    from mmdit import files
-    from mmdit.pipelines.output import output_format, write_output
-    from mmdit.tools.progress import progress_line
+def _entries(
+    found: "Source", path: Path | None, prompt: list[str] | None, label: list[str] | None, negative: str | None
+) -> "list[Entry]":
+    """What is asked for by --prompts, or by --prompt and --label."""
+    from mmdit.errors import Refused
+    from mmdit.pipelines.prompt_list import Entry, read_prompt_list
+    from mmdit.pipelines.request import check_negatives, pair_conditions
 
-    made = _batches(pipeline, jobs, shape, settings)
-    with progress_line("generate", "steps") as advance:
-        if output_format(out):
-            for _, frames in made(advance):
-                write_output(out, frames, fps, _about(pipeline, jobs[0], 0, shape, fps, settings, facts))
-            return
-        if out.is_dir():
-            out.rmdir()  # check_writable has seen that it is empty
-        with files.new_folder(out) as folder:
-            listed = []
-            for index, frames in made(advance):
-                name = f"{index:0{len(str(len(jobs) - 1))}d}-{_slug(pipeline, jobs[index])}.{kind}"
-                about = _about(pipeline, jobs[index], index, shape, fps, settings, facts)
-                write_output(folder / name, frames, fps, about)
-                listed.append({"file": name, **about})
-            files.write_json(folder / "manifest.json", listed)
+    check_negatives(negative, 1, has_text=found.has_text)
+    if path is not None:
+        if prompt or label:
+            raise Refused("prompts from two places", got="--prompts and --prompt or --label", fix="use one of them")
+        return read_prompt_list(path, labels=found.labels, has_text=found.has_text, negative=negative)
+    conditions = pair_conditions(prompt or None, label or None, labels=found.labels, has_text=found.has_text)
+    names = [None if c.label is None or found.labels is None else found.labels.names[c.label] for c in conditions]
+    return [
+        Entry("", condition.prompt or None, name, negative) for condition, name in zip(conditions, names, strict=True)
+    ]
 
 
-def _batches(
-    pipeline: "ClipPipeline", jobs: list["Condition"], shape: Shape, settings: Settings
-) -> Callable[[Any], Iterator[tuple[int, Any]]]:
-    """Called with what to tell the progress to, gives (index, uint8 frames) of each clip in order."""
-    from mmdit.clips.video import clip_to_frames
+def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> None:
+    """Refused for what no file can be made of."""
+    from mmdit.diffusion import RectifiedFlow, make_scheduler
+    from mmdit.errors import Refused
+    from mmdit.pipelines import output
+    from mmdit.pipelines.manifest import MANIFEST
 
-    starts = range(0, len(jobs), settings.batch)
-
-    def made(advance: Any) -> Iterator[tuple[int, Any]]:
-        for number, start in enumerate(starts):
-            part = jobs[start : start + settings.batch]
-
-            def told(done: int, steps: int, number: int = number) -> None:
-                advance(number * steps + done, len(starts) * steps, "")
-
-            clips = pipeline(
-                [job.prompt for job in part] if pipeline.has_text else None,
-                None if any(job.label is None for job in part) else [job.label for job in part],
-                num_frames=shape[0],
-                height=shape[1],
-                width=shape[2],
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                seed=settings.seed,
-                first_index=start,
-                batch_size=settings.batch,
-                precision=settings.precision,
-                output_type="pt",
-                progress=told,
-            ).frames  # (B, 3, frame, height, width)
-            yield from ((start + row, clip_to_frames(clip)) for row, clip in enumerate(clips))
-
-    return made
+    if sampler is not None:
+        make_scheduler(sampler, found.process or RectifiedFlow())  # refuses one that does not fit
+    if clips > MOST_CLIPS:
+        raise Refused("too many clips", got=clips, expected=f"at most {MOST_CLIPS} at a time")
+    if call.fps is not None and not 0 < call.fps <= 1000:
+        raise Refused("the rate is out of range", got=call.fps, expected="more than 0 and at most 1000 frames a second")
+    kind = output.output_format(call.out)
+    if kind and clips > 1:
+        raise Refused("several clips need a folder", got=f"{call.out} for {clips} clips",
+                      fix=f"say --out {call.out.with_suffix('')} --format {kind}")  # fmt: skip
+    if (kind and call.format not in (None, kind)) or call.format not in (None, *output.FORMATS):
+        raise Refused("this format is not written there", got=f"{call.format} for {call.out}", expected=output.KNOWN)
+    if kind and call.sheet:
+        raise Refused("a sheet needs a folder", got=f"--sheet for {call.out}", fix="leave it out, or name a folder")
+    output.check_writable(call.out, may_hold=MANIFEST)
 
 
-def _about(
-    pipeline: "ClipPipeline",
-    job: "Condition",
-    index: int,
-    shape: Shape,
-    fps: float,
-    settings: Settings,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    """How one file was made: all that it takes to make it again."""
-    return {
-        **facts,
-        "prompt": job.prompt if pipeline.has_text else None,
-        "label": None if job.label is None or pipeline.labels is None else pipeline.labels.names[job.label],
-        "index": index,
-        "frames": shape[0],
-        "size": f"{shape[1]}x{shape[2]}",
-        "fps": fps,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "precision": settings.precision,
-    }
-
-
-def _facts(found: "Source", pipeline: "ClipPipeline", sampler: str | None) -> dict[str, Any]:
-    """What all files of a call share: hashes of the weights, the config and the codec, and the sampler."""
-    import mmdit
-
-    return {
-        "mmdit": mmdit.__version__,
-        **found.origin,
-        **(pipeline.config.origin or {}),
-        "codec": pipeline.codec.fingerprint,
-        "sampler": sampler or type(pipeline.scheduler).__name__,
-    }
-
-
-def _slug(pipeline: "ClipPipeline", job: "Condition") -> str:
-    """A few words for a file name, ASCII letters and digits only."""
-    words = job.prompt or ("clip" if job.label is None or pipeline.labels is None else pipeline.labels.names[job.label])
-    return re.sub(r"[^a-z0-9]+", "-", words.lower())[:48].strip("-") or "clip"
-
-
-def _size(text: str) -> tuple[int, int]:
+def _interval(text: str | None) -> tuple[float, float] | None:
+    """(lowest, highest) of "LOWEST-HIGHEST"."""
+    from mmdit.diffusion import Guidance
     from mmdit.errors import Refused
 
-    match = re.fullmatch(r"(\d+)x(\d+)", text.strip().lower(), re.ASCII)
-    if match is None or len(text) > 20:
-        raise Refused("not a size", where="--size", got=repr(text[:40]), expected="HEIGHTxWIDTH, for example 64x48")
-    return int(match[1]), int(match[2])
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text.strip(), re.ASCII)
+    if match is None:
+        raise Refused("not an interval", where="--guidance-interval", got=repr(text[:40]),
+                      expected="LOWEST-HIGHEST timestep, for example 200-900")  # fmt: skip
+    return Guidance(interval=(float(match[1]), float(match[2]))).interval
 
 
 def _device(name: str) -> "torch.device":

@@ -155,7 +155,7 @@ def test_generators_take_the_place_of_the_seed(pipeline: ClipPipeline) -> None:
 
 
 def test_the_noise_of_a_clip_is_its_own(pipeline: ClipPipeline) -> None:
-    noise = pipeline._noise(range(2, 4), (3, 2, 4), 5, 10, None)
+    noise = pipeline._noise(range(2, 4), (3, 2, 4), [(5, index) for index in range(10, 14)], None)
     assert torch.equal(noise[1], seeds.normal((4, 3, 2, 4), 5, "sample", 13))
 
 

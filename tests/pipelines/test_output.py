@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmdit.clips.video import read_metadata
 from mmdit.errors import Refused
-from mmdit.pipelines.output import check_writable, output_format, write_output
+from mmdit.pipelines.output import FORMATS, check_writable, output_format, read_frames, read_note, write_output
 
 NOTE = {"prompt": "a red coat, 50 \N{EURO SIGN}", "seed": 3, "label": None, "guidance": 2.0}
 FRAMES = np.stack([np.full((16, 32, 3), level, np.uint8) for level in (20, 120, 230)])
@@ -39,6 +39,37 @@ def test_gif(tmp_path: Path) -> None:
         assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - FRAMES[2]).max() <= 2
 
 
+def test_webp(tmp_path: Path) -> None:
+    write_output(tmp_path / "clip.webp", FRAMES, 8, NOTE)
+    assert np.abs(read_frames(tmp_path / "clip.webp").astype(int) - FRAMES).max() <= 4
+    with Image.open(tmp_path / "clip.webp") as picture:
+        assert picture.n_frames == 3  # type: ignore[attr-defined]
+        assert picture.info["loop"] == 0
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_note_and_the_frames_come_back(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    write_output(path, FRAMES, 8, NOTE)
+    assert read_note(path) == NOTE
+    assert len(read_frames(path)) == (1 if suffix == "png" else 3)
+    path.write_bytes(path.read_bytes()[:40])
+    assert read_note(path) == {}
+
+
+def test_an_mp4_plays_in_browsers_and_on_phones(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "clip.mp4"
+    write_output(path, FRAMES, 8, NOTE)
+    with av.open(str(path)) as container:
+        (stream,) = container.streams
+        assert stream.codec_context.name == "h264"
+        assert next(container.decode(video=0)).format.name == "yuv420p"
+    data = path.read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")  # the index first: it plays before all of it is there
+
+
 def test_png_of_one_frame_and_of_several(tmp_path: Path) -> None:
     write_output(tmp_path / "one.png", FRAMES[:1], 8, NOTE)
     write_output(tmp_path / "strip.PNG", FRAMES, 8, NOTE)
@@ -53,7 +84,7 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     names = {"a.mp4": "mp4", "a.GIF": "gif", "a.png": "png", "a": None, "a.v2": None}
     assert {name: output_format(tmp_path / name) for name in names} == names
     for name in ("a.avi", "a.JPG", "a.webm"):
-        with pytest.raises(Refused, match="mp4, gif or png"):
+        with pytest.raises(Refused, match="mp4, gif, webp or png"):
             output_format(tmp_path / name)
 
 

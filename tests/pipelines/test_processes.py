@@ -79,7 +79,7 @@ def test_the_words_beside_a_prompts_end_reach_the_clip(store: Path, tmp_path: Pa
     model = {"hidden_size": 32, "depth": 2, "num_heads": 2, "text_tokens_by": "in-context"}
     run = run_of(store, tmp_path / "run", model=model)
     pipeline = load_pipeline(run, codec=store.parent / "codec")
-    text = pipeline._read_prompts(["a red coat"], 4)
+    text = pipeline._read_prompts(["a red coat"])
     assert text is not None
     told = pipeline._inputs([tiny_condition("a red coat")], text)
     assert told["text_tokens"].shape[1] == told["text_mask"].shape[1]

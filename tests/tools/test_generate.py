@@ -26,6 +26,10 @@ def generate(*words: object) -> int:
     return exit_code("generate", *words)
 
 
+def listed(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name != ".lock")
+
+
 def frames_of(path: Path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -45,7 +49,10 @@ def test_one_clip_with_all_that_it_takes_to_make_it_again(
         "sampler": "FlowMatchEulerDiscreteScheduler",
     } == note  # fmt: skip
     assert {len(note[name]) for name in ("checkpoint", "config", "codec")} == {64}
-    assert os.listdir(out.parent) == ["clip.mp4"]
+    assert listed(out.parent) == ["clip.mp4", "clip.mp4.json"]
+    beside = json.loads((out.parent / "clip.mp4.json").read_text())
+    checkpoint = run / "checkpoints" / "step-0000005"
+    assert beside == {**note, "file": "clip.mp4", "source": str(checkpoint)}  # no path of ours is in the clip
 
 
 def test_a_sampler_by_name(run: Path, tmp_path: Path) -> None:
@@ -72,9 +79,11 @@ def test_several_prompts_and_labels_in_a_folder(run: Path, tmp_path: Path) -> No
     names = ["0-a-red-coat.mp4", "1-a-red-coat.mp4", "2-a-blue-dress.mp4", "3-a-blue-dress.mp4"]
     assert [row["file"] for row in manifest] == names
     assert [row["label"] for row in manifest] == ["coat", "coat", "dress", "dress"]
-    assert sorted(os.listdir(out)) == [*names, "manifest.json"]
+    assert listed(out) == [*names, "manifest.json"]
     for row in manifest:
-        assert read_metadata(out / row["file"]) == {key: value for key, value in row.items() if key != "file"}
+        assert read_metadata(out / row["file"]) == {
+            key: value for key, value in row.items() if key not in ("file", "source")
+        }
 
 
 def test_a_clip_of_a_folder_is_the_one_made_alone_in_other_batches(run: Path, tmp_path: Path) -> None:
@@ -98,7 +107,7 @@ def test_images_gifs_sizes_and_rates(run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.gif") as picture:
         assert picture.info["duration"] == 100
     assert generate(run, *common, "--frames", 1, "--count", 2, "--out", tmp_path / "stills") == 0
-    assert sorted(os.listdir(tmp_path / "stills")) == ["0-red.png", "1-red.png", "manifest.json"]
+    assert listed(tmp_path / "stills") == ["0-red.png", "1-red.png", "manifest.json"]
     assert generate(run, *common, "--count", 2, "--out", tmp_path / "gifs", "--format", "gif") == 0
     assert "0-red.gif" in os.listdir(tmp_path / "gifs")
 
@@ -130,11 +139,11 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["--prompt", "red", "--frames", "many"], "many"),
     (["--prompt", "red", "--fps", "0"], "rate"),
     (["--prompt", "red", "--fps", "nan"], "rate"),
-    (["--prompt", "red", "--out", "clip.avi"], "mp4, gif or png"),
+    (["--prompt", "red", "--out", "clip.avi"], "mp4, gif, webp or png"),
     (["--prompt", "red", "--out", "used"], "not empty"),
     (["--prompt", "red", "--out", "file/clip.mp4"], "cannot be written"),
     (["--prompt", "red", "--format", "gif"], "gif for clip.mp4"),
-    (["--prompt", "red", "--out", "x", "--format", "avi"], "mp4, gif or png"),
+    (["--prompt", "red", "--out", "x", "--format", "avi"], "mp4, gif, webp or png"),
     (["--prompt", "red", "--precision", "float16"], "precision"),
     (["--prompt", "red", "--weights", "best"], "ema, raw"),
     (["--prompt", "red", "--device", "warp"], "no such device"),

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
 from mmdit.models import DiT, create_model
-from mmdit.pipelines.loading import load_pipeline
+from mmdit.pipelines.export import write_folder
+from mmdit.pipelines.loading import find_source, load_pipeline
 from mmdit.training import lora
 from mmdit.training.checkpoint import find_checkpoint, verify_checkpoint
 from mmdit.training.loop import train
@@ -169,6 +170,11 @@ def test_generating_takes_the_merged_weights(
     pipeline = load_pipeline(tmp_path / "run", weights=weights)
     assert torch.equal(say(pipeline.transformer), say(lora.load_network(at)))
     assert pipeline.text_encoder is not None
+    write_folder(pipeline, find_source(tmp_path / "run"), tmp_path / "exported", "float32")
+    exported = load_pipeline(tmp_path / "exported").transformer.state_dict()
+    merged = lora.load_network(at).state_dict()
+    assert exported.keys() == merged.keys()
+    assert all(torch.equal(exported[name], value) for name, value in merged.items())
 
 
 def test_the_loss_falls_below_that_of_the_base(tuned: Any, base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""A pipeline folder to give away: weights, a model card, and the file by which plain diffusers loads it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmdit import __version__, files
+from mmdit.conditioning.text import quiet
+from mmdit.errors import Refused, Stopped
+from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.loading import Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EXAMPLES = 4  # clips in the card
+CARD = "README.md"
+PIPELINE_FILE = '''\
+"""For diffusers' DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)."""
+
+from mmdit.pipelines.clip_pipeline import ClipPipeline
+
+__all__ = ["ClipPipeline"]
+'''
+
+
+def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str) -> None:
+    """Writes the new folder `out`: what `ClipPipeline.from_pretrained` and plain diffusers load, and a model card.
+
+    The network and the text encoder are written as `dtype`; the codec stays as it is, since other weights would be
+    another codec. What the card says of recipe, data and figures comes from the run that `source` lies in.
+    """
+    if dtype != "float32":
+        for part in (pipeline.transformer, pipeline.text_encoder):
+            if part is not None:
+                part.to(DTYPES[dtype])
+        pipeline.register_to_config(origin={**(pipeline.config.origin or source.origin), "dtype": dtype})
+    run = None if source.state is None else source.folder.parent.parent
+    with files.new_folder(out) as folder:
+        with quiet():
+            pipeline.save_pretrained(folder)
+        _forget_places(folder)
+        files.write_text(folder / "pipeline.py", PIPELINE_FILE)
+        examples = _copy_examples(run, folder) if run else []
+        files.write_text(folder / CARD, model_card(pipeline, out.name, run, source.state, examples))
+
+
+def _forget_places(folder: Path) -> None:
+    """Takes out of the configs where on this machine the weights lay."""
+    for path in folder.rglob("*.json"):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and value.pop("_name_or_path", None) is not None:
+            files.write_json(path, value)
+
+
+def push(folder: Path, name: str) -> str:
+    """Uploads the folder to a private model repository of the hub, which is made if there is none; returns its address.
+
+    Raises Stopped where the hub does not take it; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="mmdit", library_version=__version__)
+    try:
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"mmdit {__version__}")
+    except (OSError, ValueError, RuntimeError) as error:  # the client's own errors are such
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Stopped("the upload failed", where=name, got=reason, fix=f"{folder} is whole: push it again") from error
+    return str(address)
+
+
+def check_push(name: str) -> None:
+    """Refused for a name that no repository of the hub can have."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        got = (str(error).splitlines() or [name])[0]
+        raise Refused("not a repository's name", where="--push", got=got, expected="OWNER/NAME") from None
+
+
+def model_card(
+    pipeline: ClipPipeline, name: str, run: Path | None, state: dict[str, Any] | None, examples: list[tuple[str, str]]
+) -> str:
+    """The card as Markdown with the hub's header. `examples` are (file, what it shows)."""
+    frames, height, width = pipeline.default_size()
+    ask = f'"{examples[0][1]}"' if examples and pipeline.has_text else '"..."' if pipeline.has_text else "label=0"
+    parts = [
+        "---\nlicense: unknown  # to be filled in before it is given away\nlibrary_name: diffusers\n"
+        "pipeline_tag: text-to-video\ntags: [mmdit, diffusion-transformer, video]\n---\n",
+        f"# {name}\n\nClips of {frames} frames of {height}x{width} pixels (height x width), made by mmdit {__version__}"
+        f"; {sum(weight.numel() for weight in pipeline.transformer.parameters()):,} weights in the network.\n",
+        "## Use\n\n```python\n# pip install mmdit-video\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)\n'
+        f"frames = pipeline({ask}).frames[0]\n```\n",
+    ]
+    if examples:
+        parts.append("## Examples\n\n" + "\n".join(f"- [{shows}]({file})" for file, shows in examples) + "\n")
+    if state is not None:
+        parts.append(_data(state))
+    if run is not None:
+        parts += [_figures(run), _recipe(run)]
+    parts.append("## Licence\n\nTo be filled in: that of the weights, and what the training clips allow.\n")
+    return "\n".join(part for part in parts if part)
+
+
+def _data(state: dict[str, Any]) -> str:
+    """What it was trained on, as the checkpoint's state tells."""
+    rows = state.get("rows") or {}
+    count = rows.get("count", state.get("store_rows")) if isinstance(rows, dict) else None
+    lines = [f"- trained for {state['step']} steps" + (f" on {count} clips" if count else "")]
+    lines += [f"- labels: {', '.join(state['label_names'])}"] if state["label_names"] else []
+    lines += [f"- text encoder: {_shown(state['text_encoder'])}"] if state["text_encoder"] else []
+    lines += [f"- codec: {_shown(state['codec']['name'])}, fingerprint {state['codec']['fingerprint'][:16]}"]
+    return "## Data\n\n" + "\n".join(lines) + "\n"
+
+
+def _figures(run: Path) -> str:
+    """First and last of each figure of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return ""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip().endswith("}")]
+    lines = ["| figure | first | last |", "|---|---|---|"]
+    for key in ("loss", "val_loss", "clips_per_s"):
+        said = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        if said:
+            (first, at), (last, then) = said[0], said[-1]
+            lines.append(f"| {key} | {at:.4g} (step {first}) | {then:.4g} (step {last}) |")
+    return "## Figures\n\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def _recipe(run: Path) -> str:
+    path = run / "config.yaml"
+    if not path.is_file():
+        return ""
+    recipe = yaml.safe_dump(_shown(yaml.safe_load(path.read_text(encoding="utf-8"))), sort_keys=False)
+    return f"## Recipe\n\n```yaml\n{recipe}```\n"
+
+
+def _shown(value: Any) -> Any:
+    """A value without the folders of this machine: of an absolute path, its last part."""
+    if isinstance(value, dict):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _copy_examples(run: Path, folder: Path) -> list[tuple[str, str]]:
+    """Copies some of the run's latest samples into examples/; (file, what it shows) of each."""
+    latest = max((run / "samples").glob("step-*"), default=None)
+    if latest is None or not (latest / "samples.json").is_file():
+        return []
+    listed = json.loads((latest / "samples.json").read_text(encoding="utf-8"))[:EXAMPLES]
+    (folder / "examples").mkdir()
+    for row in listed:
+        shutil.copyfile(latest / row["file"], folder / "examples" / row["file"])
+    return [(f"examples/{row['file']}", row.get("prompt") or row.get("label") or "clip") for row in listed]

@@ -1,0 +1,268 @@
+"""`mmdit generate` with a list of prompts: a folder that goes on where it was, on one process or two."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from commands import exit_code
+from PIL import Image
+
+from mmdit import files
+from mmdit.pipelines import wishes
+from mmdit.pipelines.output import read_frames, read_note, write_output
+from mmdit.pipelines.wishes import frames_hash
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = """\
+prompt,label,negative,seed,out,frames,size,guidance
+a red coat,coat,blue,,,,,
+a blue dress,,,7,blue/dress.gif,,,
+,skirt,,,still,1,24x16,1
+a red coat,,,7,,,,3
+"""
+NAMES = ["0-a-red-coat.mp4", "3-a-red-coat.mp4", "blue/dress.gif", "manifest.json", "still.png"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    tiny.write_run(folder / "run")
+    (folder / "prompts.csv").write_text(PROMPTS)
+    return folder / "run"
+
+
+def words(run: Path, out: Path) -> list[object]:
+    return [run, "--prompts", run.parent / "prompts.csv", "--out", out, "--steps", 2, "--batch", 2]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path) -> Path:
+    """The folder as an uninterrupted call of one process leaves it."""
+    assert exit_code("generate", *words(run, run.parent / "whole")) == 0
+    return run.parent / "whole"
+
+
+def test_every_row_is_a_file_that_says_what_it_shows(whole: Path) -> None:
+    assert sorted(hashes(whole)) == NAMES
+    rows = json.loads((whole / "manifest.json").read_text())
+    assert [row["file"] for row in rows] == ["0-a-red-coat.mp4", "blue/dress.gif", "still.png", "3-a-red-coat.mp4"]
+    assert [(row["seed"], row["index"]) for row in rows] == [(0, 0), (7, 0), (0, 2), (7, 0)]
+    assert [row["negative"] for row in rows] == ["blue", "", "", ""]
+    assert [row["guidance"] for row in rows] == [2.0, 2.0, 1.0, 3.0]
+    assert (rows[2]["frames"], rows[2]["size"], rows[2]["label"], rows[2]["prompt"]) == (1, "24x16", "skirt", None)
+    assert len({row["frames_sha256"] for row in rows}) == 4
+    for row in rows:
+        assert read_note(whole / row["file"]).items() <= row.items()
+
+
+def test_what_is_there_and_fits_is_not_made_again(
+    run: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(whole)
+    (whole / "still.png").unlink()
+    (whole / "blue/dress.gif").write_bytes(b"cut off")
+    made: list[str] = []
+    make = wishes.make_frames
+
+    def counted(pipeline: Any, notes: Any, *more: Any) -> Any:
+        made.extend(note["prompt"] for note in notes)
+        return make(pipeline, notes, *more)
+
+    monkeypatch.setattr(wishes, "make_frames", counted)
+    assert exit_code("generate", *words(run, whole)) == 0
+    assert hashes(whole) == before
+    assert made == ["a blue dress", None]
+    capsys.readouterr()
+    assert exit_code("generate", *words(run, whole), "--seed", 1) == 2
+    assert "the folder holds the clips of another call" in capsys.readouterr().err
+    assert exit_code("generate", *words(run, whole), "--count", 2) == 2
+    assert hashes(whole) == before
+
+
+def test_sigterm_leaves_whole_files_and_the_same_call_goes_on(
+    run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, make, calls = tmp_path / "out", wishes.make_frames, list[int]()
+
+    def interrupted(pipeline: Any, notes: Any, *more: Any) -> Any:
+        calls.append(len(notes))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(pipeline, notes, *more)
+
+    monkeypatch.setattr(wishes, "make_frames", interrupted)
+    assert exit_code("generate", *words(run, out)) == 4
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    there = hashes(out)
+    assert list(there) == ["0-a-red-coat.mp4", "manifest.json"]
+    assert ["frames_sha256" in row for row in json.loads((out / "manifest.json").read_text())] == [1, 0, 0, 0]
+    monkeypatch.setattr(wishes, "make_frames", make)
+    assert exit_code("generate", *words(run, out)) == 0
+    assert hashes(out) == hashes(whole)
+
+
+def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files.lock(tmp_path / "out"):
+        assert exit_code("generate", *words(run, tmp_path / "out")) == 2
+    assert "the folder is in use" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == {}
+
+
+def test_two_processes_make_the_same_files(run: Path, whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               ROOT / "tools" / "generate.py", *words(run, tmp_path / "two")]  # fmt: skip
+    done = subprocess.run(
+        [*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("generated: ") == 1
+    assert hashes(tmp_path / "two") == hashes(whole)
+
+
+def test_a_sheet_and_webps(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    said = ("--prompt", "red", "--count", 2, "--steps", 1, "--format", "webp", "--sheet")
+    assert exit_code("generate", run, *said, "--out", out) == 0
+    assert sorted(hashes(out)) == ["0-red.webp", "1-red.webp", "manifest.json", "sheet.png"]
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (4 + 3 * 36, 2 * (16 + 4 + 22) + 4)  # two rows of three frames 32 wide
+    assert exit_code("generate", run, "--prompt", "red", "--out", tmp_path / "a.webp", "--sheet") == 2
+    assert "a sheet needs a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("red,,,,a.mp4,,17x999,", "line 6: the model cannot make this size"),
+        ("red,,,,a.mp4,,17x999,", "the nearest is 16x992"),
+        ("red,cot,,,,,,", "line 6: unknown label"),
+        ("red,,,,still.png,,,", "line 6, got still.png"),
+    ],
+)
+def test_a_bad_row_is_refused_before_a_model_is_loaded(
+    row: str, said: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", load)
+    (tmp_path / "prompts.csv").write_text(f"{PROMPTS}{row}\n")
+    assert exit_code("generate", run, "--prompts", tmp_path / "prompts.csv", "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["prompts.csv"]
+
+
+def test_negative_prompts_and_intervals_change_what_is_made(run: Path, tmp_path: Path) -> None:
+    plain = ("--prompt", "a red coat", "--steps", 3)
+    calls: dict[str, tuple[object, ...]] = {
+        "plain": (), "negative": ("--negative", "blue"), "interval": ("--guidance-interval", "700-1000"),
+        "none": ("--guidance-interval", "0-1"), "alone": ("--guidance", 1),
+    }  # fmt: skip
+    for name, more in calls.items():
+        assert exit_code("generate", run, *plain, *more, "--out", tmp_path / f"{name}.mp4") == 0
+    made = {name: read_note(tmp_path / f"{name}.mp4")["frames_sha256"] for name in calls}
+    assert made.pop("none") == made["alone"]  # no timestep of three lies in it
+    assert len(set(made.values())) == 4
+
+
+def regenerate(*said: object) -> int:
+    return exit_code("regenerate", *said)
+
+
+@pytest.mark.parametrize("name", ["0-a-red-coat.mp4", "blue/dress.gif", "still.png"])
+def test_a_file_is_made_again_pixel_for_pixel(
+    name: str, whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / f"again{Path(name).suffix}"
+    assert regenerate(whole / name, "--out", out) == 0
+    assert capsys.readouterr().out == f"identical: {out}\n"
+    assert out.read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_file_of_a_large_batch_is_made_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a batch as large as it was made in: sums of another batch may run in another order."""
+    words = (
+        "--prompt",
+        "red",
+        "--prompt",
+        "a blue dress",
+        "--prompt",
+        "coat",
+        "--steps",
+        2,
+        "--sampler",
+        "dpm++2m-sde",
+    )
+    assert exit_code("generate", run, *words, "--out", tmp_path / "out", "--format", "webp") == 0
+    capsys.readouterr()
+    make, sizes = wishes.make_frames, list[int]()
+
+    def counted(pipeline: Any, notes: Any) -> Any:
+        sizes.append(len(notes))
+        return make(pipeline, notes)
+
+    monkeypatch.setattr(wishes, "make_frames", counted)
+    assert regenerate(tmp_path / "out" / "1-a-blue-dress.webp") == 0
+    assert capsys.readouterr().out.startswith("identical: ")
+    assert sizes == [3]
+    assert (tmp_path / "out" / "1-a-blue-dress-again.webp").is_file()
+
+
+def test_what_differs_is_said(run: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_run(tmp_path / "other", step=6)
+    name = whole / "0-a-red-coat.mp4"
+    # the same weights under another hash: identical, although
+    assert regenerate(name, "--checkpoint", tmp_path / "other", "--out", tmp_path / "a.mp4") == 0
+    assert "although: checkpoint " in (said := capsys.readouterr().out) and "step 6 (was 5)" in said
+    tiny.write_run(tmp_path / "third", step=7)
+    ema, raw = (tmp_path / "third/checkpoints/step-0000007" / at for at in ("ema", "."))
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    (ema / weights).write_bytes((raw / weights).read_bytes())
+    (raw / "manifest.json").unlink()
+    from mmdit.training.checkpoint import write_manifest
+
+    write_manifest(raw)
+    assert regenerate(name, "--checkpoint", tmp_path / "third", "--out", tmp_path / "b.mp4") == 3
+    err = capsys.readouterr().err
+    assert "the pixels are not identical" in err and "step 7 (was 5)" in err and err.count("\n") == 1
+    assert read_note(tmp_path / "b.mp4")["frames_sha256"] != read_note(name)["frames_sha256"]
+
+
+def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "a.mp4"
+    alone.write_bytes((whole / "0-a-red-coat.mp4").read_bytes())
+    assert regenerate(alone) == 2
+    assert "name it: --checkpoint" in capsys.readouterr().err
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    note = read_note(whole / "still.png") | {"given": {"image": {"file": "photo.jpg"}}}
+    write_output(tmp_path / "c.png", read_frames(whole / "still.png"), 8, note)
+    refused = {"b.png": "does not say how", "none.mp4": "no such file", "c.png": "made from given frames"}
+    for file, said in ((tmp_path / name, said) for name, said in refused.items()):
+        assert regenerate(file) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_hash_is_of_shape_and_values() -> None:
+    import numpy as np
+
+    frames = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    assert frames_hash(frames) == frames_hash(frames.copy())
+    assert frames_hash(frames) != frames_hash(frames.reshape(1, 2, 8, 3))
+    assert frames_hash(frames) != frames_hash(frames[:, ::-1])

@@ -1,0 +1,122 @@
+"""`mmdit regenerate`: a generated file made again, and compared with what it was."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmdit.tools.cli import run
+
+NEEDED = ("frames_sha256", "batch", "seed", "index", "frames", "size", "fps", "steps", "guidance", "precision")
+TOLD = ("mmdit", "checkpoint", "step", "weights", "dtype", "codec", "torch", "diffusers", "device", "threads")
+
+
+def main(
+    file: Annotated[Path, typer.Argument(help="A file that mmdit generate wrote.")],
+    out: Annotated[Path | None, typer.Option(help="The new file. [default: NAME-again beside it]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The run, checkpoint or pipeline folder. [default: as noted beside the file]")
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help="Where the codec lies now, if it was moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
+) -> None:
+    """Makes a generated file again, from the note in it. On the same platform the pixels are identical.
+
+    Where they are not, the file is written all the same, what differs (the checkpoint, a version, the device) is said
+    in one line, and the exit code is 3.
+
+    Example:
+      mmdit regenerate clips/0-a-red-coat.mp4
+      mmdit regenerate coat.mp4 --checkpoint runs/mine --out coat-again.mp4
+    """
+    from mmdit.errors import OverBudget, Refused
+    from mmdit.pipelines.loading import call_facts, find_source, load_pipeline
+    from mmdit.pipelines.output import check_writable, output_format, write_output
+    from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
+    from mmdit.tools.generate import _device, _notes
+
+    note, source = _read(file)
+    source = checkpoint or source
+    if source is None:
+        raise Refused("nothing beside the file says where its checkpoint lies", where=file, fix="name it: --checkpoint")
+    out = out or file.with_name(f"{file.stem}-again{file.suffix}")
+    if output_format(out) is None or out.absolute() == file.absolute():
+        raise Refused("not a new file", where="--out", got=out, expected="a name that ends in .mp4, .gif, .webp, .png")
+    check_writable(out)
+    found = find_source(source)
+    with _notes(), _threads(note.get("threads")):
+        pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=_device(device))
+        pipeline.set_progress_bar_config(disable=True)
+        own = type(pipeline.scheduler).__name__
+        if note["sampler"] != own:
+            pipeline.use_sampler(note["sampler"])
+        size, row = note["batch"]
+        frames = make_frames(pipeline, [note] * size)[row]  # in a batch of that size: sums run in the same order
+        facts = {**call_facts(found, pipeline, note["sampler"]), **made_on(pipeline)}
+    same = frames_hash(frames) == note["frames_sha256"]
+    write_output(out, frames, note["fps"], {**note, **facts, "frames_sha256": frames_hash(frames)})
+    differs = [f"{key} {_short(facts.get(key))} (was {_short(note.get(key))})" for key in TOLD
+               if facts.get(key) != note.get(key)]  # fmt: skip
+    if not same:
+        raise OverBudget("made, but the pixels are not identical", where=out,
+                         got="; ".join(differs) or "the same checkpoint, versions and kind of device")  # fmt: skip
+    print(f"identical: {out}" + (f" (although: {'; '.join(differs)})" if differs else ""))
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Path | None]:
+    """The note of how a file was made, and where the checkpoint lay; what lies beside it stands in for a lost note."""
+    from mmdit.errors import Refused
+    from mmdit.pipelines.output import output_format, read_note
+
+    if not file.is_file():
+        raise Refused("no such file", where=file)
+    beside = _beside(file)
+    note = (read_note(file) if output_format(file) else {}) or beside
+    missing = [key for key in NEEDED if key not in note]
+    if missing:
+        raise Refused("the file does not say how it was made", where=file, got=f"no {', '.join(missing)}",
+                      expected="a file of this version's mmdit generate")  # fmt: skip
+    if note.get("given"):
+        raise Refused("made from given frames, which are not in the file", where=file,
+                      got=", ".join(note["given"]), fix="give them to mmdit generate again")  # fmt: skip
+    note = {key: value for key, value in note.items() if key not in ("file", "source")}
+    return note, Path(beside["source"]) if "source" in beside else None
+
+
+def _beside(file: Path) -> dict[str, Any]:
+    """What FILE.json, or the manifest.json of a folder that the file is in, says of it."""
+    from mmdit.pipelines.manifest import MANIFEST, read_manifest
+
+    alone = file.with_name(f"{file.name}.json")
+    if alone.is_file():
+        value = json.loads(alone.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    for folder in file.absolute().parents:
+        if (folder / MANIFEST).is_file():
+            name = file.absolute().relative_to(folder).as_posix()
+            return next((row for row in read_manifest(folder / MANIFEST) if row["file"] == name), {})
+    return {}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Sums of a CPU depend on the number of threads that share them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+if __name__ == "__main__":
+    run(main)
