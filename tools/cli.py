@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("mmdit.tools.bench", "measure encoding, training and its memory on this machine"),
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
+    "app": Verb("mmdit.tools.app", "make clips on a page in the browser"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
     "train-codec": Verb("mmdit.tools.train_codec", "train the small video codec that comes with mmdit"),
     "train-probe": Verb("mmdit.tools.train_probe", "train the network that scores the generated clips"),
