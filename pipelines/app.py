@@ -1,12 +1,12 @@
 """What stands behind the page of `mmdit app`: from a filled-in form to a clip in a folder, without the page itself."""
 
+import hashlib
 import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ class Playground:
             **self.facts,
             "prompt": form.prompt if self.pipeline.has_text else None,
             "label": labels.names[labels.id(form.label)] if form.label and labels else None,
-            **({"image": Path(form.image).name} if form.image else {}),
+            **({"given": {"image": _file(Path(form.image))}} if form.image else {}),
             "index": 0,
             "frames": form.frames,
             "size": f"{form.height}x{form.width}",
@@ -199,8 +199,8 @@ class Playground:
 
 
 def takes_image(pipeline: ClipPipeline) -> bool:
-    """Whether a pipeline can be given the first frame of a clip."""
-    return "image" in signature(type(pipeline).__call__).parameters
+    """Whether a pipeline can be given a first frame: it was trained with one, or with the first few."""
+    return not {"first", "prefix"}.isdisjoint(pipeline.config.get("given_frames") or ())
 
 
 def _check_filled(form: Form, names: tuple[str, ...]) -> None:
@@ -224,6 +224,10 @@ def _noted() -> Iterator[list[str]]:
         yield notes
     finally:
         library.removeHandler(handler)
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _slug(words: str) -> str:

@@ -15,7 +15,7 @@ from mmdit.pipelines.app import Form, Made, Playground, Stop
 log = logging.getLogger(__name__)
 
 # The first ones are enough to read; the file holds all.
-SHOWN = ("prompt", "label", "image", "frames", "size", "fps", "seed", "steps", "guidance", "sampler", "step", "weights")
+SHOWN = ("prompt", "label", "frames", "size", "fps", "seed", "steps", "guidance", "sampler", "step", "weights")
 MOST_KEPT = 200  # clips of one visit
 CSS = """
 .said p { margin: 0; padding: .6em .8em; border-left: 4px solid; border-radius: 4px; overflow-wrap: anywhere }
@@ -37,15 +37,6 @@ class Visit:
     folder: Path
     made: list[Made] = field(default_factory=list)
     stop: Stop = field(default_factory=Stop)
-
-
-class Photo(gr.Image):
-    """An image field that hands over the path of what was uploaded, readable or not: the playground says what is wrong."""
-
-    is_template = True  # drawn as gr.Image is
-
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
-        return payload.path if payload else None
 
 
 class Page:
@@ -127,13 +118,14 @@ class Page:
         )
         choices = [("any", "")] * pipeline.has_text + [(name, name) for name in labels]
         label = gr.Dropdown(choices, value=choices[0][1] if choices else None, label="Label", visible=bool(labels))
-        image = Photo(
+        image = gr.Image(
             label="First frame",
             sources=["upload", "clipboard"],
             height=200,
             buttons=[],
             visible=self.playground.takes_image,
         )
+        image.preprocess = _path  # type: ignore[method-assign]  # unread: the playground says what is wrong with it
         length = gr.Dropdown(lengths, value=frames, label="Length")
         with gr.Row(equal_height=True):
             seed = gr.Number(0, label="Seed", precision=0, min_width=100)
@@ -150,7 +142,7 @@ class Page:
             self.go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
             self.cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=80)
         self.said = gr.HTML(elem_classes="said")
-        self.inputs = {
+        self.inputs: dict[str, Any] = {
             "prompt": prompt, "label": label, "image": image, "frames": length, "height": tall, "width": wide,
             "seed": seed, "steps": number, "guidance": guidance,
         }  # fmt: skip
@@ -188,6 +180,10 @@ class Page:
             self.facts: _facts(made.about),
             self.download: gr.update(value=str(made.file), visible=True),
         }
+
+
+def _path(upload: Any) -> str | None:
+    return upload.path if upload else None
 
 
 def _sentence(text: str, kind: str) -> str:

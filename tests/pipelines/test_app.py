@@ -4,6 +4,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from mmdit.clips.decode import read_clip
 from mmdit.clips.video import read_metadata
 from mmdit.errors import Refused, Stopped
-from mmdit.pipelines.app import MOST_LENGTHS, Form, Playground, Stop
+from mmdit.pipelines.app import MOST_LENGTHS, Form, Playground, Stop, takes_image
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 
 FORM = Form(prompt="a red coat", frames=3, height=16, width=32, steps=2)
@@ -36,7 +37,8 @@ class WithImage(ClipPipeline):
 
 
 @pytest.fixture
-def with_image() -> Playground:
+def with_image(monkeypatch: pytest.MonkeyPatch) -> Playground:
+    monkeypatch.setattr("mmdit.pipelines.app.takes_image", lambda pipeline: type(pipeline) is WithImage)
     pipeline = tiny.make_pipeline()
     pipeline.__class__ = WithImage
     return Playground(pipeline)
@@ -187,9 +189,17 @@ def test_a_first_frame_where_the_pipeline_takes_one(
     Image.new("RGB", (300, 100), (200, 0, 0)).save(photo)
     made = with_image.make(replace(FORM, image=str(photo)), tmp_path / "made")
     assert WithImage.given.size == (32, 16) and WithImage.given.getpixel((5, 5)) == (200, 0, 0)
-    assert made.about["image"] == "photo.png"
+    assert made.about["given"]["image"]["file"] == "photo.png"
     with_image.make(FORM, tmp_path / "made")
     assert WithImage.given is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "takes"), [(["first"], True), (["last", "prefix"], True), (["last"], False), ([], False), (None, False)]
+)
+def test_only_a_model_trained_with_a_first_frame_takes_one(kinds: list[str] | None, takes: bool) -> None:
+    assert takes_image(SimpleNamespace(config={"given_frames": kinds})) is takes
+    assert not takes_image(SimpleNamespace(config={}))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n broken", None])
