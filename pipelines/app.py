@@ -123,7 +123,8 @@ class Playground:
         stop = stop or Stop()
         _check_filled(form, ("seed", "steps", "guidance", "height", "width", "frames"))
         self.pipeline.latent_grid(form.frames, form.height, form.width)  # before a picture is brought to this size
-        given = {} if form.image is None else {"image": self._read_image(form)}
+        asked: dict[str, Any] = {} if form.image is None else {"image": self._read_image(form)}
+        asked |= {"num_inference_steps": form.steps, "guidance_scale": form.guidance, "seed": form.seed}
 
         def after_step(done: int, steps: int) -> None:
             stop.check()
@@ -138,12 +139,9 @@ class Playground:
                 num_frames=form.frames,
                 height=form.height,
                 width=form.width,
-                num_inference_steps=form.steps,
-                guidance_scale=form.guidance,
-                seed=form.seed,
                 output_type="pt",
                 progress=after_step,
-                **given,
+                **asked,
             ).frames[0]  # (3, frame, height, width)
         frames = clip_to_frames(clip)
         number = 1 + max((int(path.name[:4]) for path in folder.glob("[0-9]" * 4 + "-*")), default=0)

@@ -125,7 +125,7 @@ class Page:
             buttons=[],
             visible=self.playground.takes_image,
         )
-        image.preprocess = _path  # type: ignore[method-assign]  # unread: the playground says what is wrong with it
+        image.preprocess = _path  # type: ignore  # unread: the playground says what is wrong with it
         length = gr.Dropdown(lengths, value=frames, label="Length")
         with gr.Row(equal_height=True):
             seed = gr.Number(0, label="Seed", precision=0, min_width=100)
