@@ -154,7 +154,8 @@ class Page:
         self.download = gr.DownloadButton("Download this clip", visible=False)
         self.gallery = gr.Gallery(
             label="Made since this page was opened", show_label=False, columns=5, fit_columns=False, height="auto",
-            allow_preview=False, buttons=[], object_fit="contain", interactive=False, visible=False, elem_classes="gallery",
+            allow_preview=False, buttons=[], object_fit="contain", interactive=False, visible=False,
+            elem_classes="gallery",
         )  # fmt: skip
 
     def _wire(self) -> None:
