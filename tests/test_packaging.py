@@ -120,7 +120,7 @@ def test_what_is_imported_is_declared() -> None:
     used = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     used |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     used = {name.partition(".")[0] for name in used}
-    names = {"PIL": "pillow", "yaml": "pyyaml", "decord": "decord2"}
+    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml", "decord": "decord2"}
     foreign = {names.get(name, name) for name in used if name not in sys.stdlib_module_names} - {"mmdit"}
     table = project()["project"]
     dependencies = {name_of(line) for line in table["dependencies"]}
