@@ -64,11 +64,11 @@ def _from_thread(parts: _Steps, steps: range) -> Iterator[Batch | MmditError]:
 
 def _from_workers(parts: _Steps, steps: range, workers: int) -> Iterator[Batch | MmditError]:
     loader: Any = DataLoader(parts, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_same)
-    before = signal.getsignal(signal.SIGCHLD)
     ready = iter(loader)
-    if threading.current_thread() is threading.main_thread():
+    handler: Any = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "").startswith("torch.") and _is_main_thread():
         # torch's handler would raise in the middle of whatever is being done; that a worker is gone is seen here too.
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for step in steps:
             try:
@@ -80,6 +80,10 @@ def _from_workers(parts: _Steps, steps: range, workers: int) -> Iterator[Batch |
             yield batch
     finally:
         ready._shutdown_workers()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _same(batch: Any) -> Any:

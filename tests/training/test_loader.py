@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from mmdit.errors import Refused, Stopped
 from mmdit.training.checkpoint import find_checkpoint
@@ -38,6 +39,7 @@ def test_a_run_with_workers_is_the_run_without(recipe: Any, tmp_path: Path) -> N
 def test_a_killed_worker_ends_the_run_and_names_the_clips(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    next(iter(DataLoader([torch.zeros(1)], num_workers=1)))  # torch's handler of dead children may be there already
     plain, parent = TrainingData.batch, os.getpid()
 
     def batch(self: TrainingData, step: int, slots: Any) -> Any:
