@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 import mmdit
@@ -19,6 +20,7 @@ from mmdit.clips.video import clip_to_frames
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.output import write_output
+from mmdit.pipelines.wishes import Sampling, Wish, frames_hash, made_on, wish_note
 
 MOST_LENGTHS = 40  # that are offered to choose from
 LONGEST = 2  # times the length of the training clips: the longest that is offered
@@ -149,7 +151,7 @@ class Playground:
         made = Made(
             folder / f"{name}.{'png' if len(frames) == 1 else 'mp4'}",
             folder / "stills" / f"{name}.png",
-            self._about(form),
+            self._about(form, frames),
             tuple(notes),
         )
         write_output(made.still, frames[len(frames) // 2][None], self.fps, {})
@@ -177,22 +179,23 @@ class Playground:
             ) from None
         return Image.fromarray(read.frames[0])
 
-    def _about(self, form: Form) -> dict[str, Any]:
-        """How a file was made: all that it takes to make it again."""
+    def _about(self, form: Form, frames: np.ndarray) -> dict[str, Any]:
+        """How a file was made, as `mmdit generate` writes it: all that it takes to make it again."""
+        assert form.height is not None and form.width is not None
+        assert form.seed is not None and form.steps is not None and form.guidance is not None
         labels = self.pipeline.labels
+        wish = Wish(
+            "", form.prompt if self.pipeline.has_text else None,
+            labels.names[labels.id(form.label)] if form.label and labels else None,
+            form.frames, size=(form.height, form.width),
+        )  # fmt: skip
         return {
             **self.facts,
-            "prompt": form.prompt if self.pipeline.has_text else None,
-            "label": labels.names[labels.id(form.label)] if form.label and labels else None,
+            **wish_note(self.pipeline, wish, 0, Sampling(form.seed, form.steps, form.guidance)),
             **({"given": {"image": _file(Path(form.image))}} if form.image else {}),
-            "index": 0,
-            "frames": form.frames,
-            "size": f"{form.height}x{form.width}",
-            "fps": self.fps,
-            "seed": form.seed,
-            "steps": form.steps,
-            "guidance": form.guidance,
-            "precision": "float32",
+            **made_on(self.pipeline),
+            "batch": [1, 0],
+            "frames_sha256": frames_hash(frames),
         }
 
 

@@ -17,6 +17,8 @@ from mmdit.clips.video import read_metadata
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.app import MOST_LENGTHS, Form, Playground, Stop, takes_image
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.wishes import frames_hash, make_frames
+from mmdit.tools.regenerate import NEEDED
 
 FORM = Form(prompt="a red coat", frames=3, height=16, width=32, steps=2)
 
@@ -210,3 +212,12 @@ def test_a_picture_that_cannot_be_read(with_image: Playground, tmp_path: Path, c
     with pytest.raises(Refused, match="the picture cannot be read"):
         with_image.make(replace(FORM, image=str(photo)), tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_what_is_written_makes_the_same_frames_again(tmp_path: Path) -> None:
+    """The note is that of `mmdit generate`, so that `mmdit regenerate` reads it."""
+    pipeline = tiny.make_pipeline()
+    made = Playground(pipeline).make(replace(FORM, label="coat", seed=4), tmp_path)
+    (frames,) = make_frames(pipeline, [made.about])
+    assert frames_hash(frames) == made.about["frames_sha256"]
+    assert not [key for key in NEEDED if key not in made.about]
