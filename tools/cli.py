@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "regenerate": Verb("mmdit.tools.regenerate", "make a generated file again, pixel for pixel"),
     "export": Verb("mmdit.tools.export", "write a run as a pipeline folder with a model card, and push it to a hub"),
+    "evaluate": Verb("mmdit.tools.evaluate", "measure a model, or a folder of clips, by a named protocol"),
     "app": Verb("mmdit.tools.app", "make clips on a page in the browser"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
     "train-codec": Verb("mmdit.tools.train_codec", "train the small video codec that comes with mmdit"),
