@@ -89,6 +89,9 @@ def given_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         shares = {}
         for whose in records[0]["kept"]:
             count = sum(record["kept"][whose][name] for record in records)
-            shares[whose] = {"share": count / len(records), "interval": wilson(count, len(records))}
+            shares[whose] = {
+                "correct": count, "count": len(records), "share": count / len(records),
+                "interval": list(wilson(count, len(records))),
+            }  # fmt: skip
         figures["kept"][name] = shares
     return figures
