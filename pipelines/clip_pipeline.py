@@ -4,26 +4,22 @@ Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.outputs import BaseOutput
-from PIL import Image
 from torch import Tensor
 
-from mmdit import seeds
-from mmdit.clips.video import clip_to_frames
-from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
 from mmdit.diffusion import Given, Guidance, RectifiedFlow, guided_by_given, make_scheduler, sample
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
-from mmdit.pipelines.faster import FasterSampling
-from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held, plan_held
+from mmdit.pipelines.call_plan import CallPlan, check_latents, plan_frames
+from mmdit.pipelines.clip_output import OUTPUT_TYPES, ClipPipelineOutput, as_output
+from mmdit.pipelines.conditioned import Conditioned
+from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held
+from mmdit.pipelines.noise import plan_draws
 from mmdit.pipelines.request import (
     Condition,
     check_choice,
@@ -31,24 +27,12 @@ from mmdit.pipelines.request import (
     check_sampling,
     check_size,
     pair_conditions,
-    place_clips,
 )
-from mmdit.pipelines.windows import Windows, make_windows, plan_windows
+from mmdit.pipelines.windows import Windows, make_windows
 from mmdit.training.build import read_process
 
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
-
-@dataclass
-class ClipPipelineOutput(BaseOutput):
-    """`frames`, by output type: "np" float32 (N, frame, height, width, 3) in [0, 1]; "pt" float32
-    (N, 3, frame, height, width) in [-1, 1]; "pil" a list of N lists of images; "latent" float32 (N, C, F, H, W).
-    """
-
-    frames: Any
-
-
-class ClipPipeline(FasterSampling, DiffusionPipeline):
+class ClipPipeline(Conditioned, DiffusionPipeline):
     """Makes clips, and images as clips of one frame, with a trained DiT.
 
     Args:
@@ -100,16 +84,6 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
     def codec(self) -> Codec:
         """The vae with its normalisation, its frame rule, and tiling where `vae.enable_tiling()` was called."""
         return Codec(self.vae, tiling=bool(getattr(self.vae, "use_tiling", False)))
-
-    @property
-    def labels(self) -> Labels | None:
-        """The labels the network knows, or None."""
-        return Labels(self.config.label_names) if self.config.label_names else None
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the network reads prompts."""
-        return self.transformer.config.text_dim > 0
 
     @property
     def process(self) -> Process:
@@ -195,36 +169,36 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
         negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
         check_sampling(
-            steps=num_inference_steps,
-            guidance=guidance_scale,
-            seed=0,
-            first_index=0,
-            clips_each=num_clips_per_prompt,
-            batch_size=batch_size,
-            precision=precision,
-        )
+            steps=num_inference_steps, guidance=guidance_scale, seed=0, first_index=0,
+            clips_each=num_clips_per_prompt, batch_size=batch_size, precision=precision,
+        )  # fmt: skip
         check_choice("output type", output_type, OUTPUT_TYPES)
         guidance = Guidance(guidance_scale, interval=guidance_interval or self._interval)
         clips = len(conditions) * num_clips_per_prompt
-        places = place_clips(seed, first_index, clips)
-        grid = self.latent_grid(num_frames, height, width, clips=clips)
-        _check_generators(generator, clips)
+        draws = plan_draws(seed, first_index, generator, clips)
         asked = GivenFrames(image, last_image, video, given) or self.always_given
-        force_given = force_given or self.always_force
-        windows = self._windows(num_frames, grid, window_frames, overlap, force_given)
+        grid = self.latent_grid(num_frames, height, width, clips=clips)
+        windows, held = plan_frames(
+            self, asked, num_frames, grid, conditions=len(conditions), window=window_frames, overlap=overlap,
+            force=force_given or self.always_force,
+        )  # fmt: skip
         check_guided(image_guidance_scale, given=bool(asked) or windows.count > 1)
-        if output_type == "latent" and windows.count > 1 and self.codec.time_factor > 1:
-            raise Refused("clips of several windows have no latents", got=f"{windows.count} windows", fix="decode them")
-        held = plan_held(asked, self.codec, self.transformer.config.patch_size[0], windows, conditions=len(conditions),
-                         overlap=overlap, trained=self.config.given_frames, force=force_given)  # fmt: skip
+        check_latents(output_type, self.codec, windows)
+        each = range(num_clips_per_prompt)
+        plan = CallPlan(
+            conditions=[condition for condition in conditions for _ in each],
+            nothing=[Condition(negative, None) for negative in negatives for _ in each],
+            draws=draws, windows=windows, held=[one for one in held for _ in each],
+            steps=num_inference_steps, guidance=guidance, image_guidance=image_guidance_scale,
+            batch_size=batch_size, precision=precision, output_type=output_type,
+        )  # fmt: skip
+        frames = self._make(plan, progress)
+        return ClipPipelineOutput(frames=frames) if return_dict else (frames,)
 
-        conditions = [condition for condition in conditions for _ in range(num_clips_per_prompt)]
-        held = [one for one in held or () for _ in range(num_clips_per_prompt)]
-        nothing = [Condition(negative, None) for negative in negatives for _ in range(num_clips_per_prompt)]
-        text = self._read_prompts([condition.prompt for condition in conditions + nothing])
-        made, done = [], 0
-        starts = range(0, clips, batch_size)
-        steps = len(starts) * windows.count * num_inference_steps
+    def _make(self, plan: CallPlan, progress: Callable[[int, int], None] | None) -> Any:
+        """What a plan asks for, as its output type says."""
+        text = self._read_prompts(plan.prompts())
+        steps, done = plan.steps_in_all(), 0
         with self.progress_bar(total=steps) as bar:
 
             def after_step(step: int) -> None:
@@ -234,34 +208,30 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
                 if progress is not None:
                     progress(done, steps)
 
-            for start in starts:
-                rows = range(start, min(start + batch_size, clips))
-                part, away = conditions[start : rows.stop], nothing[start : rows.stop]
-
-                def draw(
-                    window: int, given: Given | None, rows: range = rows, part: Any = part, away: Any = away
-                ) -> Tensor:
-                    here = [(seeds.seed_at(own, "window", window) if window else own, index) for own, index in places]
-                    noise = self._noise(rows, windows.grid, here, generator)
-                    predict = self._predictor(part, away, text, guidance, precision)
-                    if given is not None:
-                        alone = self._predictor(part * 2, away * 2, text, Guidance(1.0), precision)
-                        predict = guided_by_given(predict, alone, given, noise, self.process, image_guidance_scale)
-                    return sample(
-                        predict,
-                        noise,
-                        self.scheduler,
-                        num_inference_steps,
-                        generators=self._step_generators(rows, here, generator),
-                        after_step=after_step,
-                        given=given,
-                    )  # (B, C, F, H, W)
-
-                first = self._encode(held[start : rows.stop], windows) if held else None
-                made.append(make_windows(self.codec, windows, first, draw, latents=output_type == "latent"))
+            made = [self._make_batch(plan, clips, text, after_step) for clips in plan.batches()]
         self.maybe_free_model_hooks()
-        frames = _as_output(made[0] if len(made) == 1 else torch.cat(made), output_type)
-        return ClipPipelineOutput(frames=frames) if return_dict else (frames,)
+        return as_output(made[0] if len(made) == 1 else torch.cat(made), plan.output_type)
+
+    def _make_batch(
+        self, plan: CallPlan, clips: slice, text: dict[str, TextFeatures] | None, after_step: Callable[[int], None]
+    ) -> Tensor:
+        """These clips of a call, (B, 3, frame, height, width) in [-1, 1], or their latents."""
+        conditions, nothing, windows = plan.conditions[clips], plan.nothing[clips], plan.windows
+        shape = (self.transformer.config.in_channels, *windows.grid)
+
+        def draw(window: int, given: Given | None) -> Tensor:
+            noise = plan.draws.noise(clips, window, shape, self._execution_device)
+            predict = self._predictor(conditions, nothing, text, plan.guidance, plan.precision)
+            if given is not None:
+                alone = self._predictor(conditions * 2, nothing * 2, text, Guidance(1.0), plan.precision)
+                predict = guided_by_given(predict, alone, given, noise, self.process, plan.image_guidance)
+            return sample(
+                predict, noise, self.scheduler, plan.steps, generators=plan.draws.of_steps(clips, window),
+                after_step=after_step, given=given,
+            )  # (B, C, F, H, W)  # fmt: skip
+
+        first = self._encode(plan.held[clips], windows) if plan.held else None
+        return make_windows(self.codec, windows, first, draw, latents=plan.output_type == "latent")
 
     def latent_grid(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None, *, clips: int = 1
@@ -277,108 +247,6 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             clips=clips,
         )
 
-    def _windows(
-        self, num_frames: int | None, grid: tuple[int, int, int], window: int | None, overlap: int | None, force: bool
-    ) -> Windows:
-        """In which windows a clip of so many frames is made."""
-        trained, patch = self.default_size()[0], self.transformer.config.patch_size[0]
-        return plan_windows(
-            self.codec, patch, trained if num_frames is None else num_frames, grid, trained,
-            window=window, overlap=overlap, kinds=None if force else self.config.given_frames,
-        )  # fmt: skip
-
     def _encode(self, held: list[Held], windows: Windows) -> Given:
         """What a batch is given, on the device."""
         return encode_held(self.codec, held, windows, self.transformer.config.patch_size[0], self._execution_device)
-
-    def _read_prompts(self, prompts: list[str]) -> dict[str, TextFeatures] | None:
-        """The features of each prompt and of the empty one, which is the null condition, without the batch axis.
-
-        One is read at a time: its features are then the same to the last bit whatever else is asked for.
-        """
-        if not self.has_text:
-            return None
-        encoder = TextEncoder(self.text_encoder, self.tokenizer)
-        unlike = list(dict.fromkeys(["", *prompts]))
-        ids, mask = encoder.tokenize(unlike)  # once for all, so that a warning comes once
-        parts = zip(ids.split(1), mask.split(1), strict=True)
-        device = self._execution_device
-        features = [encoder(i.to(device), m.to(device)) for i, m in parts]
-        rows = [row for part in features for row in zip(part.pooled, part.tokens, part.mask, strict=True)]
-        return {prompt: TextFeatures(*row) for prompt, row in zip(unlike, rows, strict=True)}
-
-    def _predictor(
-        self,
-        conditions: list[Condition],
-        nothing: list[Condition],
-        text: dict[str, TextFeatures] | None,
-        guidance: Guidance,
-        precision: str,
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """predict(x_t, timesteps) of a batch under its conditions, with guidance away from `nothing`."""
-        parts = {"conditional": conditions, "null": nothing, "both": conditions + nothing}
-        inputs = {name: self._inputs(part, text) for name, part in parts.items()}
-        ask = self._start()
-
-        def predict(part: str, x_t: Tensor, timesteps: Tensor) -> Tensor:
-            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                return ask(part, x_t.to(self.transformer.dtype), timesteps, **inputs[part])
-
-        return self._guided(predict, guidance)
-
-    def _inputs(self, conditions: list[Condition], text: dict[str, TextFeatures] | None) -> dict[str, Tensor]:
-        """What the network takes besides latents and timesteps, a row a condition."""
-        inputs = {}
-        if self.labels is not None:
-            null = self.labels.null_id
-            ids = [null if condition.label is None else condition.label for condition in conditions]
-            inputs["labels"] = torch.tensor(ids, device=self._execution_device)
-        if text is not None:
-            said = [text[condition.prompt] for condition in conditions]
-            inputs["text"] = torch.stack([features.pooled for features in said])
-            if self.transformer.config.text_token_dim:
-                inputs["text_tokens"] = torch.stack([features.tokens for features in said])
-                inputs["text_mask"] = torch.stack([features.mask for features in said])
-        return inputs
-
-    def _noise(
-        self,
-        rows: range,
-        grid: tuple[int, int, int],
-        places: list[tuple[int, int]],
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-    ) -> Tensor:
-        """Standard normal (B, C, F, H, W) for the clips `rows` of the call."""
-        shape = (self.transformer.config.in_channels, *grid)
-        if generator is None:
-            noise = [seeds.normal(shape, seed, "sample", index) for seed, index in places[rows.start : rows.stop]]
-        else:
-            drawn_by = [generator] * rows.stop if isinstance(generator, torch.Generator) else generator
-            noise = [torch.randn(shape, generator=drawn_by[row], device=drawn_by[row].device) for row in rows]
-        return torch.stack(noise).to(self._execution_device)
-
-    def _step_generators(
-        self,
-        rows: range,
-        places: list[tuple[int, int]],
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-    ) -> list[torch.Generator]:
-        """Where a sampler that draws noise in its steps draws that of the clips `rows` from."""
-        if generator is None:
-            return [seeds.generator(seed, "step", index) for seed, index in places[rows.start : rows.stop]]
-        return [generator if isinstance(generator, torch.Generator) else generator[row] for row in rows]
-
-
-def _check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, clips: int) -> None:
-    if isinstance(generator, list | tuple) and len(generator) != clips:
-        raise Refused("not one generator a clip", got=f"{len(generator)} generators", expected=f"{clips}")
-
-
-def _as_output(made: Tensor, output_type: str) -> Any:
-    """Clips (N, 3, frame, height, width) in [-1, 1], or latents, to what `ClipPipelineOutput` says."""
-    if output_type in ("pt", "latent"):
-        return made
-    if output_type == "np":
-        frames: np.ndarray = ((made + 1) / 2).permute(0, 2, 3, 4, 1).contiguous().numpy()
-        return frames
-    return [[Image.fromarray(frame) for frame in clip_to_frames(clip)] for clip in made]
