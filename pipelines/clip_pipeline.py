@@ -8,17 +8,13 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor
 
-from mmdit.conditioning.text import TextFeatures
-from mmdit.diffusion import Given, Guidance, RectifiedFlow, guided_by_given, make_scheduler, sample
-from mmdit.diffusion.samplers import Process
+from mmdit.diffusion import Guidance, make_scheduler
 from mmdit.errors import Refused
-from mmdit.latents.codec import Codec
 from mmdit.pipelines.call_plan import CallPlan, check_latents, plan_frames
-from mmdit.pipelines.clip_output import OUTPUT_TYPES, ClipPipelineOutput, as_output
-from mmdit.pipelines.conditioned import Conditioned
-from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held
+from mmdit.pipelines.clip_output import OUTPUT_TYPES, ClipPipelineOutput
+from mmdit.pipelines.given_frames import GivenFrames, check_guided
+from mmdit.pipelines.making import MakesClips
 from mmdit.pipelines.noise import plan_draws
 from mmdit.pipelines.request import (
     Condition,
@@ -28,11 +24,10 @@ from mmdit.pipelines.request import (
     check_size,
     pair_conditions,
 )
-from mmdit.pipelines.windows import Windows, make_windows
-from mmdit.training.build import read_process
+from mmdit.pipelines.step_end import TENSORS, plan_step_end
 
 
-class ClipPipeline(Conditioned, DiffusionPipeline):
+class ClipPipeline(MakesClips, DiffusionPipeline):
     """Makes clips, and images as clips of one frame, with a trained DiT.
 
     Args:
@@ -45,11 +40,13 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
         origin: where the weights come from (step, hashes); goes into the files that are made.
         process: what the network was trained for (`mmdit.training.build.describe_process`); None: a rectified flow.
         given_frames: the kinds of given frames that it was trained with, of `mmdit.conditioning.frames.GIVEN`.
+        null_conditions: which of "label" and "text" it was trained without now and then; None: nobody said it.
     """
 
     always_given = GivenFrames()
     always_force = False
     """What is given where a call gives nothing, and whether it is although the network was not trained with it."""
+    _callback_tensor_inputs = list(TENSORS)  # noqa: RUF012  (diffusers reads these names)
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012  (diffusers reads this name)
 
@@ -65,6 +62,7 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
         origin: dict[str, Any] | None = None,
         process: dict[str, Any] | None = None,
         given_frames: Sequence[str] | None = None,
+        null_conditions: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -72,26 +70,14 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
         )
         names = list(label_names) if label_names is not None else None
         self.register_to_config(label_names=names, clip=clip, origin=origin, process=process)
-        self.register_to_config(given_frames=list(given_frames or ()))
+        known = None if null_conditions is None else list(null_conditions)
+        self.register_to_config(given_frames=list(given_frames or ()), null_conditions=known)
         if transformer.config.num_classes != len(names or ()):
             raise Refused(
                 "the label names are not those of the network",
                 got=f"{len(names or ())} names",
                 expected=f"{transformer.config.num_classes}",
             )
-
-    @property
-    def codec(self) -> Codec:
-        """The vae with its normalisation, its frame rule, and tiling where `vae.enable_tiling()` was called."""
-        return Codec(self.vae, tiling=bool(getattr(self.vae, "use_tiling", False)))
-
-    @property
-    def process(self) -> Process:
-        """What the network was trained for; where nobody said it, a flow with the scheduler's shift of times."""
-        if self.config.process:
-            return read_process(self.config.process)
-        config = self.scheduler.config
-        return RectifiedFlow(shift=config.get("flow_shift") or config.get("shift") or 1.0)
 
     def use_sampler(self, name: str) -> None:
         """Samples by another of `mmdit.diffusion.SAMPLERS` from now on.
@@ -125,7 +111,7 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 12,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_clips_per_prompt: int = 1,
@@ -137,6 +123,8 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
         output_type: str = "np",
         return_dict: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> Any:
         """Makes `num_clips_per_prompt` clips for each prompt or label, those of one prompt side by side.
 
@@ -155,23 +143,33 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
             overlap: the most latent frames that a window is given, and that are given of `video`; None for a third.
             force_given: give frames that the network was not trained with.
             num_frames, height, width: None for those of the training clips; one frame is an image.
-            guidance_scale: 1 is without guidance, and half the work.
+            guidance_scale: 1 is without guidance, and half the work; None for 2, or 1 where the network was never
+                trained without its conditions, so that there is nothing to lead away from.
             guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
             negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
             precision: "float32", or "bfloat16" for the network's products.
             output_type: "np", "pt", "pil" or "latent"; see `ClipPipelineOutput`.
             progress: called after each step with (steps done, steps in all), beside diffusers' own progress bar.
+            callback_on_step_end: called as callback(pipeline, step, timestep, {"latents": (B, C, F, H, W)}) at the end
+                of each step of a batch, of a long clip of each window; may return such a dict with other latents.
+            callback_on_step_end_tensor_inputs: which tensors it is shown: "latents", or none.
+
+        A callback, or another thread, may set `interrupt`: then the step at hand is the last one. What is left of the
+        batch stays as noisy as it is, and later batches are not made.
 
         Raises:
             Refused: before any work, for what the model cannot make.
         """
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
         negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
+        if guidance_scale is None:
+            guidance_scale = self.null_conditions.default_guidance(negatives)
         check_sampling(
             steps=num_inference_steps, guidance=guidance_scale, seed=0, first_index=0,
             clips_each=num_clips_per_prompt, batch_size=batch_size, precision=precision,
         )  # fmt: skip
+        self.null_conditions.check(guidance_scale, conditions, negatives)
         check_choice("output type", output_type, OUTPUT_TYPES)
         guidance = Guidance(guidance_scale, interval=guidance_interval or self._interval)
         clips = len(conditions) * num_clips_per_prompt
@@ -192,46 +190,10 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
             steps=num_inference_steps, guidance=guidance, image_guidance=image_guidance_scale,
             batch_size=batch_size, precision=precision, output_type=output_type,
         )  # fmt: skip
-        frames = self._make(plan, progress)
+        step_end = plan_step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.interrupt = False
+        frames = self._make(plan, step_end, progress)
         return ClipPipelineOutput(frames=frames) if return_dict else (frames,)
-
-    def _make(self, plan: CallPlan, progress: Callable[[int, int], None] | None) -> Any:
-        """What a plan asks for, as its output type says."""
-        text = self._read_prompts(plan.prompts())
-        steps, done = plan.steps_in_all(), 0
-        with self.progress_bar(total=steps) as bar:
-
-            def after_step(step: int) -> None:
-                nonlocal done
-                done += 1
-                bar.update()
-                if progress is not None:
-                    progress(done, steps)
-
-            made = [self._make_batch(plan, clips, text, after_step) for clips in plan.batches()]
-        self.maybe_free_model_hooks()
-        return as_output(made[0] if len(made) == 1 else torch.cat(made), plan.output_type)
-
-    def _make_batch(
-        self, plan: CallPlan, clips: slice, text: dict[str, TextFeatures] | None, after_step: Callable[[int], None]
-    ) -> Tensor:
-        """These clips of a call, (B, 3, frame, height, width) in [-1, 1], or their latents."""
-        conditions, nothing, windows = plan.conditions[clips], plan.nothing[clips], plan.windows
-        shape = (self.transformer.config.in_channels, *windows.grid)
-
-        def draw(window: int, given: Given | None) -> Tensor:
-            noise = plan.draws.noise(clips, window, shape, self._execution_device)
-            predict = self._predictor(conditions, nothing, text, plan.guidance, plan.precision)
-            if given is not None:
-                alone = self._predictor(conditions * 2, nothing * 2, text, Guidance(1.0), plan.precision)
-                predict = guided_by_given(predict, alone, given, noise, self.process, plan.image_guidance)
-            return sample(
-                predict, noise, self.scheduler, plan.steps, generators=plan.draws.of_steps(clips, window),
-                after_step=after_step, given=given,
-            )  # (B, C, F, H, W)  # fmt: skip
-
-        first = self._encode(plan.held[clips], windows) if plan.held else None
-        return make_windows(self.codec, windows, first, draw, latents=plan.output_type == "latent")
 
     def latent_grid(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None, *, clips: int = 1
@@ -246,7 +208,3 @@ class ClipPipeline(Conditioned, DiffusionPipeline):
             width=default[2] if width is None else width,
             clips=clips,
         )
-
-    def _encode(self, held: list[Held], windows: Windows) -> Given:
-        """What a batch is given, on the device."""
-        return encode_held(self.codec, held, windows, self.transformer.config.patch_size[0], self._execution_device)

@@ -10,6 +10,7 @@ from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
 from mmdit.diffusion import Guidance
 from mmdit.pipelines.faster import FasterSampling
+from mmdit.pipelines.null_conditions import NullConditions
 from mmdit.pipelines.request import Condition
 
 
@@ -29,6 +30,11 @@ class Conditioned(FasterSampling):
     def has_text(self) -> bool:
         """Whether the network reads prompts."""
         return bool(self.transformer.config.text_dim > 0)
+
+    @property
+    def null_conditions(self) -> NullConditions:
+        """Which conditions can be left out."""
+        return NullConditions(self.labels is not None, self.has_text, self.config.get("null_conditions"))
 
     def _read_prompts(self, prompts: list[str]) -> dict[str, TextFeatures] | None:
         """The features of each prompt and of the empty one, which is the null condition, without the batch axis.

@@ -18,6 +18,7 @@ from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.null_conditions import NullConditions
 from mmdit.pipelines.request import check_choice, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
@@ -34,7 +35,7 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with.
+    of given frames that it was trained with, `null_conditions` which of its conditions can be left out.
     """
 
     folder: Path
@@ -45,6 +46,11 @@ class Source:
     process: Process | None
     state: dict[str, Any] | None
     given_frames: Sequence[str] = ()
+    dropped: Sequence[str] | None = None
+
+    @property
+    def null_conditions(self) -> NullConditions:
+        return NullConditions(self.labels is not None, self.has_text, self.dropped)
 
 
 def find_source(path: str | Path, *, fallback: bool = False) -> Source:
@@ -76,7 +82,17 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
     labels = Labels(state["label_names"]) if state["label_names"] else None
     process = read_process(state)
     given = state.get("given_frames") or ()
-    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state, given)
+    return Source(
+        folder,
+        labels,
+        bool(state["text_encoder"]),
+        state["clip"],
+        origin,
+        process,
+        state,
+        given,
+        state.get("null_conditions"),
+    )
 
 
 def load_pipeline(
@@ -147,7 +163,9 @@ def _pipeline_source(folder: Path) -> Source:
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
     given = index.get("given_frames") or ()
-    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given)
+    return Source(
+        folder, labels, has_text, index.get("clip"), origin, process, None, given, index.get("null_conditions")
+    )
 
 
 def _load_saved(source: Source) -> ClipPipeline:
@@ -178,6 +196,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         label_names=state["label_names"] or None,
         clip=source.clip,
         given_frames=source.given_frames,
+        null_conditions=source.dropped,
         origin={**source.origin, "weights": weights},
         process=describe_process(process),
     )
