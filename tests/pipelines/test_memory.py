@@ -20,7 +20,13 @@ ASK: dict[str, Any] = {"prompt": ["red", "blue"], "num_inference_steps": 1, "out
 def test_slices_are_decoded_one_by_one_and_give_the_same_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = tiny.make_pipeline()
     decoded, plain = list[int](), pipeline.vae.decoder.forward
-    monkeypatch.setattr(pipeline.vae.decoder, "forward", lambda z, *a: (decoded.append(len(z)), plain(z, *a))[1])
+
+    def counted(latents: torch.Tensor, *others: Any) -> torch.Tensor:
+        decoded.append(len(latents))
+        made: torch.Tensor = plain(latents, *others)
+        return made
+
+    monkeypatch.setattr(pipeline.vae.decoder, "forward", counted)
     whole = pipeline(**ASK).frames
     pipeline.enable_vae_slicing()
     sliced = pipeline(**ASK).frames

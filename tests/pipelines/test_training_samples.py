@@ -110,7 +110,8 @@ def test_what_is_never_dropped_is_not_led_away_from(recipe: Recipe, tmp_path: Pa
     checkpoint = train(
         recipe(steps=1, conditions=conditions, samples=samples), tmp_path / "run", sample=prepare_samples
     )
-    assert read_metadata(tmp_path / "run" / "samples" / "step-0000001" / "00.mp4")["guidance"] == 1.0
+    about: dict[str, Any] = read_metadata(tmp_path / "run" / "samples" / "step-0000001" / "00.mp4")
+    assert about["guidance"] == 1.0
     assert read_state(checkpoint)["null_conditions"] == ["label"]
     more = recipe(steps=1, conditions=conditions, samples=None, init_from=str(checkpoint))
     assert read_state(train(more, tmp_path / "more"))["null_conditions"] is None  # what it began with may know more
