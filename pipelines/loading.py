@@ -35,7 +35,7 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with, `null_conditions` which of its conditions can be left out.
+    of given frames that it was trained with, `dropped` those of its conditions that can be left out.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Source:
 
     @property
     def null_conditions(self) -> NullConditions:
+        """Which conditions can be left out."""
         return NullConditions(self.labels is not None, self.has_text, self.dropped)
 
 
@@ -81,18 +82,8 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
         origin["config"] = _sha256(config)
     labels = Labels(state["label_names"]) if state["label_names"] else None
     process = read_process(state)
-    given = state.get("given_frames") or ()
-    return Source(
-        folder,
-        labels,
-        bool(state["text_encoder"]),
-        state["clip"],
-        origin,
-        process,
-        state,
-        given,
-        state.get("null_conditions"),
-    )
+    given, dropped = state.get("given_frames") or (), state.get("null_conditions")
+    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state, given, dropped)
 
 
 def load_pipeline(
@@ -162,10 +153,8 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
-    given = index.get("given_frames") or ()
-    return Source(
-        folder, labels, has_text, index.get("clip"), origin, process, None, given, index.get("null_conditions")
-    )
+    given, dropped = index.get("given_frames") or (), index.get("null_conditions")
+    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given, dropped)
 
 
 def _load_saved(source: Source) -> ClipPipeline:

@@ -47,9 +47,7 @@ def main(
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(
-            help="How strongly to follow the prompt; 1 is without. [default: 2, where the model can be guided]"
-        ),
+        typer.Option(help="How strongly to follow the prompt; 1 is without. [default: 2, if it can be guided]"),
     ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
@@ -135,7 +133,7 @@ def _entries(
 
 
 def _guidance(found: "Source", entries: "list[Entry]", asked: float | None) -> float:
-    """The scale for all, that of the model where none is asked for; refused where there is nothing to lead away from."""
+    """The scale for all, by default the model's own; refused where there is nothing to lead away from."""
     from mmdit.errors import Refused
     from mmdit.pipelines.request import Condition
 
