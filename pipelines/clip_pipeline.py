@@ -22,11 +22,13 @@ from mmdit.diffusion import Given, Guidance, RectifiedFlow, guided_by_given, mak
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
+from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.faster import FasterSampling
 from mmdit.pipelines.given_frames import GivenFrames, Held, check_guided, encode_held, plan_held
 from mmdit.pipelines.request import (
     Condition,
     check_choice,
+    check_image_network,
     check_negatives,
     check_sampling,
     check_size,
@@ -61,6 +63,7 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         origin: where the weights come from (step, hashes); goes into the files that are made.
         process: what the network was trained for (`mmdit.training.build.describe_process`); None: a rectified flow.
         given_frames: the kinds of given frames that it was trained with, of `mmdit.conditioning.frames.GIVEN`.
+        sampling: how it samples where a call does not say, the fields of `SamplingDefaults`; None: as mmdit's own do.
     """
 
     always_given = GivenFrames()
@@ -81,6 +84,7 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         origin: dict[str, Any] | None = None,
         process: dict[str, Any] | None = None,
         given_frames: Sequence[str] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -88,7 +92,7 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         )
         names = list(label_names) if label_names is not None else None
         self.register_to_config(label_names=names, clip=clip, origin=origin, process=process)
-        self.register_to_config(given_frames=list(given_frames or ()))
+        self.register_to_config(given_frames=list(given_frames or ()), sampling=sampling)
         if transformer.config.num_classes != len(names or ()):
             raise Refused(
                 "the label names are not those of the network",
@@ -118,6 +122,11 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             return read_process(self.config.process)
         config = self.scheduler.config
         return RectifiedFlow(shift=config.get("flow_shift") or config.get("shift") or 1.0)
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """How a call samples that does not say it."""
+        return read_defaults(self.config.sampling)
 
     def use_sampler(self, name: str) -> None:
         """Samples by another of `mmdit.diffusion.SAMPLERS` from now on.
@@ -150,8 +159,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 12,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_clips_per_prompt: int = 1,
@@ -181,7 +190,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             overlap: the most latent frames that a window is given, and that are given of `video`; None for a third.
             force_given: give frames that the network was not trained with.
             num_frames, height, width: None for those of the training clips; one frame is an image.
-            guidance_scale: 1 is without guidance, and half the work.
+            num_inference_steps: None for the model's own (`defaults`), 12 for those that mmdit trained.
+            guidance_scale: 1 is without guidance, and half the work; None for the model's own, 2 of mmdit's.
             guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
             negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
@@ -192,6 +202,10 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         Raises:
             Refused: before any work, for what the model cannot make.
         """
+        if num_inference_steps is None:
+            num_inference_steps = self.defaults.steps
+        if guidance_scale is None:
+            guidance_scale = self.defaults.guidance
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
         negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
         check_sampling(
@@ -204,7 +218,8 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
             precision=precision,
         )
         check_choice("output type", output_type, OUTPUT_TYPES)
-        guidance = Guidance(guidance_scale, interval=guidance_interval or self._interval)
+        channels = self.defaults.guidance_channels
+        guidance = Guidance(guidance_scale, channels, guidance_interval or self._interval)
         clips = len(conditions) * num_clips_per_prompt
         places = place_clips(seed, first_index, clips)
         grid = self.latent_grid(num_frames, height, width, clips=clips)
@@ -268,6 +283,7 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
     ) -> tuple[int, int, int]:
         """The latent grid (F, H, W) of clips of this size; Refused, naming the nearest size, for an impossible one."""
         default = self.default_size()
+        check_image_network(self.transformer.config, num_frames)
         return check_size(
             self.codec,
             self.transformer.config.patch_size,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.request import check_choice, check_size
+from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
+from mmdit.pipelines.request import check_choice, check_image_network, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 from mmdit.training.lora import base_folder, load_network
@@ -34,7 +35,7 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with.
+    of given frames that it was trained with, `sampling` how it samples where a call does not say.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Source:
     process: Process | None
     state: dict[str, Any] | None
     given_frames: Sequence[str] = ()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 def find_source(path: str | Path, *, fallback: bool = False) -> Source:
@@ -129,6 +131,7 @@ def check_source_size(
     network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
     default = source.clip["frames"], *source.clip["size"]
     size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
+    check_image_network(network, frames)
     name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
     rules = load_codec(name, device="meta")  # knows sizes, has no weights
     check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
@@ -146,8 +149,8 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
-    given = index.get("given_frames") or ()
-    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given)
+    given, sampling = index.get("given_frames") or (), read_defaults(index.get("sampling"))
+    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given, sampling)
 
 
 def _load_saved(source: Source) -> ClipPipeline:

@@ -43,9 +43,12 @@ def main(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second. [default: as trained]")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, 12 of mmdit's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
-    guidance: Annotated[float, typer.Option(help="How strongly to follow the prompt; 1 is without guidance.")] = 2.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How strongly to follow the prompt; 1 is without. [default: the model's own, 2 of mmdit's]"),
+    ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
     ] = None,
@@ -81,6 +84,8 @@ def main(
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
+    steps = found.sampling.steps if steps is None else steps
+    guidance = found.sampling.guidance if guidance is None else guidance
     entries = _entries(found, prompts, prompt, label, negative)
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
