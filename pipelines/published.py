@@ -164,7 +164,7 @@ def _load_vae(vae: str | Path) -> Codec:
 
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     name = (index.get("scheduler") or ["", ""])[1]
-    kind = getattr(diffusers, str(name), None)
+    kind: Any = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise Refused(
             "no such scheduler is known", where=folder, got=name, expected="one of diffusers, as DDIMScheduler"

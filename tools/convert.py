@@ -102,8 +102,11 @@ def _read_network(source: Path, file: _File) -> "DiT":
 
     if source.is_dir():
         return load_folder(source, file.spacing)
-    told = {"sample_size": file.sample_size, "heads": file.heads, "spacing": file.spacing}
-    return load_state(read_state(source), file.kind, where=source, **told)[0]
+    state = read_state(source)
+    network, _ = load_state(
+        state, file.kind, where=source, sample_size=file.sample_size, heads=file.heads, spacing=file.spacing
+    )
+    return network
 
 
 def _write_pipeline(source: Path, out: Path, file: _File, vae: str, labels: Path | None) -> "DiT":

@@ -1,6 +1,7 @@
 """Published weights as pipelines: they sample as diffusers' DiTPipeline and as the originals' equations do."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,20 @@ def dit_pipeline(scheduler: Any) -> DiTPipeline:
 BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
-@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
-def test_a_saved_dit_pipeline_makes_the_images_that_it_makes_in_diffusers(kind: Any, tmp_path: Path) -> None:
-    settings = BETAS | ({"clip_sample": False} if kind is DDIMScheduler else {})
-    theirs = dit_pipeline(kind(**settings))
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [(DDIMScheduler, [(), (4.0, 10), (1.0, 4)]), (DPMSolverMultistepScheduler, [(4.0, 10)])],
+)
+def test_a_saved_dit_pipeline_makes_the_images_that_it_makes_in_diffusers(
+    kind: Any, calls: list[tuple[float, int]], tmp_path: Path
+) -> None:
+    """() is a call that says neither guidance nor steps."""
+    theirs = dit_pipeline(kind(**BETAS | ({"clip_sample": False} if kind is DDIMScheduler else {})))
     theirs.save_pretrained(tmp_path)
     ours = quiet(from_dit(tmp_path))
-    for steps, scale in ((50, 4.0), (4, 1.0)):
-        wanted = theirs([3, 207], scale, generators(1, 2), steps, output_type="np").images
-        asked = {} if steps == 50 else {"num_inference_steps": steps, "guidance_scale": scale}
+    for call in calls:
+        asked = dict(zip(("guidance_scale", "num_inference_steps"), call, strict=False))
+        wanted = theirs([3, 207], generator=generators(1, 2), output_type="np", **asked).images
         made = ours(label=[3, 207], generator=generators(1, 2), output_type="np", **asked).frames
         assert made.shape == (2, 1, 32, 32, 3)
         assert wanted.std() > 0.05
@@ -138,13 +144,13 @@ def test_the_original_dit_samples_as_its_equations_say(image_dit: ClipPipeline, 
     def predict(x: Tensor, t: Tensor, label: int) -> Tensor:
         return network(x, t, labels=torch.tensor([label]))
 
-    made = image_dit(label="7", generator=generators(5), output_type="latent").frames
-    wanted = sample_as_the_original(predict, (4, 1, 8, 8), 5, 250, 3, 4.0, label=7, null=10)
+    asked: dict[str, Any] = {"label": "7", "num_inference_steps": 25}
+    made = image_dit(**asked, generator=generators(5), output_type="latent").frames
+    wanted = sample_as_the_original(predict, (4, 1, 8, 8), 5, 25, 3, 4.0, label=7, null=10)
     close(made, wanted)
-    picture = image_dit(label=7, generator=generators(5), num_inference_steps=6, output_type="pt").frames
-    latents = sample_as_the_original(predict, (4, 1, 8, 8), 5, 6, 3, 4.0, label=7, null=10).float()
+    picture = image_dit(**asked, generator=generators(5), output_type="pt").frames
     with torch.no_grad():
-        decoded = AutoencoderKL.from_pretrained(vae).decode(latents[:, :, 0] / 0.18215).sample
+        decoded = AutoencoderKL.from_pretrained(vae).decode(wanted[:, :, 0].float() / 0.18215).sample
     assert decoded.std() > 0.05
     torch.testing.assert_close(picture[:, :, 0], decoded.clamp(-1, 1), atol=1e-3, rtol=0)
 
@@ -189,3 +195,115 @@ def test_a_converted_file_is_a_pipeline_folder(
     ask: dict[str, Any] = {"num_inference_steps": 5, "output_type": "latent"}
     assert torch.equal(pipeline(label="thing 7", **ask).frames, image_dit(label=7, **ask).frames)
     assert Playground(load_pipeline(tmp_path / "out")).lengths() == [1]
+
+
+def test_a_folder_as_it_was_first_published(tmp_path: Path) -> None:
+    """An older name of the network's class, weights as .bin, labels with several words each."""
+    theirs = dit_pipeline(DDIMScheduler(**BETAS, clip_sample=False))
+    theirs.save_pretrained(tmp_path, safe_serialization=False)
+    edit(tmp_path / "transformer" / "config.json", _class_name="Transformer2DModel", cross_attention_dim=None)
+    edit(tmp_path / "model_index.json", id2label={"0": "tench, Tinca tinca", "1": "crane", "2": "crane"})
+    ours = quiet(from_dit(tmp_path))
+    assert ours.config.label_names[:4] == ["tench", "crane (1)", "crane (2)", "3"]
+    wanted = theirs([0], generator=generators(1), num_inference_steps=2, output_type="np").images
+    made = ours(label="tench", generator=generators(1), num_inference_steps=2, output_type="np").frames
+    np.testing.assert_allclose(made[:, 0], wanted, atol=1e-4)
+    assert not torch.equal(*(from_dit(tmp_path, timestep_spacing=n)(  # the original's frequencies are others
+        label=0, num_inference_steps=2, output_type="latent").frames for n in (127, 128)))  # fmt: skip
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"label": 10}, "there is no label of this number, got 10, expected 0 to 9"),
+        ({"label": -1}, "there is no label of this number"),
+        ({"label": "cat"}, "unknown label"),
+        ({"prompt": "a cat"}, "this model reads no prompts"),
+        ({"prompt": "a cat", "label": 1}, "this model reads no prompts"),
+        ({"label": 1, "negative_prompt": "a cat"}, "this model reads no prompts"),
+        ({"label": 1, "num_frames": 2}, "this model makes images, got 2 frames, expected 1"),
+        ({"label": 1, "height": 72}, "the model cannot make this size, .* multiples of 16x16; the nearest is 64x64"),
+    ],
+)
+def test_calls_that_the_image_dit_cannot_answer(image_dit: ClipPipeline, asked: dict[str, Any], line: str) -> None:
+    with pytest.raises(Refused, match=line):
+        image_dit(**asked)
+
+
+def test_sizes_that_the_grid_allows(image_dit: ClipPipeline) -> None:
+    made = image_dit(label=1, num_frames=1, height=48, width=80, num_inference_steps=2, output_type="pt").frames
+    assert made.shape == (1, 3, 1, 48, 80)
+
+
+def test_weights_and_vaes_that_do_not_go_together(vae: Path, tmp_path: Path) -> None:
+    state = golden("dit_image_class")
+    for name, change in (("channels", {"latent_channels": 8}), ("factor", {"scaling_factor": 0.13}),
+                         ("shift", {"shift_factor": 0.1})):  # fmt: skip
+        config = json.loads((vae / "config.json").read_text()) | change
+        AutoencoderKL.from_config(config).save_pretrained(tmp_path / name)
+    told: dict[str, Any] = {"num_heads": 4}
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: from_dit(state, tmp_path / "channels", **told), "disagree, got a VAE of 8 channels, expected 4"),
+        (lambda: from_dit(state, tmp_path / "factor", **told), "scales its latents .*got a factor of 0.13,"),
+        (lambda: from_dit(state, tmp_path / "shift", **told), "a shift of 0.1, expected a factor of 0.18215 without"),
+        (lambda: from_dit(state, **told), "the file holds no VAE"),
+        (lambda: from_dit(state, vae, labels=["a", "b"], **told), "got 2 names, expected 10"),
+        (lambda: from_latte(state, vae, **told), "the keys are not those of Latte|come in pairs"),
+        (lambda: from_dit(golden("latte_video_class"), vae, **told), "keys are not those of the original DiT, got 1"),
+        (lambda: from_dit(tmp_path / "none.pt", vae), "no such file"),
+        (lambda: from_dit(tmp_path, vae), "not a whole pipeline folder"),
+        (lambda: from_latte(tmp_path, vae), "no diffusers folder"),
+    ]
+    for work, line in cases:
+        with pytest.raises(Refused, match=line):
+            work()
+
+
+def test_folders_that_are_no_dit_pipeline(tmp_path: Path) -> None:
+    theirs = dit_pipeline(DDIMScheduler(**BETAS))
+    theirs.save_pretrained(tmp_path / "dit")
+    files = {"scheduler": ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "betas are not"),
+             "class": ("model_index.json", {"scheduler": ["os", "path"]}, "no such scheduler is known, .* got path"),
+             "kind": ("model_index.json", {"_class_name": "LattePipeline"}, "another kind, .* got LattePipeline"),
+             "latte": ("transformer/config.json", {"_class_name": "LatteTransformer3DModel"},
+                       "Latte reads prompts in its space blocks alone, .* expected Latte's own file")}  # fmt: skip
+    for name, (file, change, line) in files.items():
+        folder = Path(shutil.copytree(tmp_path / "dit", tmp_path / name))
+        edit(folder / file, **change)
+        with pytest.raises(Refused, match=line):
+            from_dit(folder)
+    with pytest.raises(Refused, match="Latte reads prompts"):
+        from_latte(tmp_path / "latte", tmp_path / "latte" / "vae")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--labels", "names.txt"), "a network alone has no label names"),
+        (("--vae", "VAE", "--labels", "none.txt"), "no such file of label names"),
+        (("--vae", "VAE", "--labels", "names.txt"), "not one name a label, got 2 names, expected 10"),
+        (("--vae", "VAE", "--inflate", 4), "only published weights make a pipeline"),
+        (("--vae", "VAE", "--to", "diffusers"), "only published weights make a pipeline"),
+        (("--vae", "VAE", "--from", "diffusers"), "no pipeline is made of such a file"),
+        (("--vae", "nothing"), "no such codec"),
+    ],
+)
+def test_words_of_convert_that_make_no_pipeline(
+    words: tuple[Any, ...], line: str, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    torch.save(golden("dit_image_class"), "in.pt")
+    Path("names.txt").write_text("a\nb\n")
+    assert exit_code("convert", "in.pt", "out", "--heads", 4, *[vae if word == "VAE" else word for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert line in said
+    assert not Path("out").exists()
