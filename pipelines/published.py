@@ -165,7 +165,8 @@ def _load_vae(vae: str | Path) -> Codec:
 def _load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
     name = (index.get("scheduler") or ["", ""])[1]
     kind: Any = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not known:
         raise Refused(
             "no such scheduler is known", where=folder, got=name, expected="one of diffusers, as DDIMScheduler"
         )

@@ -49,7 +49,8 @@ def load_folder(folder: Path, spacing: int = SPACING) -> DiT:
             )  # fmt: skip
         if kind not in DIFFUSERS_DIT:
             raise Refused("no such network is known", where=folder, got=kind, expected="DiT or DiTTransformer2DModel")
-        model = diffusers.DiTTransformer2DModel.from_pretrained(folder)  # of .bin files, tensors alone
+        safe = any(folder.glob("*.safetensors"))  # of .bin files too diffusers reads tensors alone
+        model = diffusers.DiTTransformer2DModel.from_pretrained(folder, use_safetensors=safe)
     except Refused:
         raise
     except Exception as error:  # whatever a damaged folder brings about in diffusers
