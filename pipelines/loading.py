@@ -19,6 +19,7 @@ from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
+from mmdit.pipelines.null_conditions import NullConditions
 from mmdit.pipelines.request import check_choice, check_image_network, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
@@ -35,7 +36,8 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with, `sampling` how it samples where a call does not say.
+    of given frames that it was trained with, `null_conditions` which of its conditions can be left out, `sampling` how
+    it samples where a call does not say.
     """
 
     folder: Path
@@ -46,7 +48,12 @@ class Source:
     process: Process | None
     state: dict[str, Any] | None
     given_frames: Sequence[str] = ()
+    dropped: Sequence[str] | None = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @property
+    def null_conditions(self) -> NullConditions:
+        return NullConditions(self.labels is not None, self.has_text, self.dropped)
 
 
 def find_source(path: str | Path, *, fallback: bool = False) -> Source:
@@ -78,7 +85,17 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
     labels = Labels(state["label_names"]) if state["label_names"] else None
     process = read_process(state)
     given = state.get("given_frames") or ()
-    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state, given)
+    return Source(
+        folder,
+        labels,
+        bool(state["text_encoder"]),
+        state["clip"],
+        origin,
+        process,
+        state,
+        given,
+        state.get("null_conditions"),
+    )
 
 
 def load_pipeline(
@@ -149,8 +166,10 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
-    given, sampling = index.get("given_frames") or (), read_defaults(index.get("sampling"))
-    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given, sampling)
+    return Source(
+        folder, labels, has_text, index.get("clip"), origin, process, None, index.get("given_frames") or (),
+        index.get("null_conditions"), read_defaults(index.get("sampling")),
+    )  # fmt: skip
 
 
 def _load_saved(source: Source) -> ClipPipeline:
@@ -181,6 +200,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         label_names=state["label_names"] or None,
         clip=source.clip,
         given_frames=source.given_frames,
+        null_conditions=source.dropped,
         origin={**source.origin, "weights": weights},
         process=describe_process(process),
     )

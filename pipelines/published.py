@@ -144,6 +144,7 @@ def _assemble(
         label_names=(list(labels) if labels is not None else [str(number) for number in range(count)]) or None,
         clip={"frames": codec.clip_frames(frames), "size": size, "fps": FPS[kind]},
         process=describe_process(process),
+        null_conditions=["label"] if count else None,  # both programs drop labels while they train
         sampling=asdict(defaults),
     )
 

@@ -43,11 +43,13 @@ def main(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second. [default: as trained]")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, 12 of mmdit's]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, or 12]")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How strongly to follow the prompt; 1 is without. [default: the model's own, 2 of mmdit's]"),
+        typer.Option(
+            help="How strongly to follow the prompt; 1 is without. [default: the model's own, or 2 if it can be guided]"
+        ),
     ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
@@ -84,9 +86,10 @@ def main(
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
-    steps = found.sampling.steps if steps is None else steps
-    guidance = found.sampling.guidance if guidance is None else guidance
     entries = _entries(found, prompts, prompt, label, negative)
+    steps = found.sampling.steps if steps is None else steps
+    asked = found.sampling.guidance if guidance is None else guidance
+    guidance = _guidance(found, entries, asked)
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
@@ -98,6 +101,8 @@ def main(
                                     trained=found.given_frames, force=force_given)  # fmt: skip
     kind, wishes = plan(call, entries, found, codec)
     with _notes(), process_group(device) as group:
+        if asked is None and guidance == 1 and group.is_first:
+            logging.getLogger("mmdit").warning("made without guidance: the model was always told its conditions")
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(group.device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
         pipeline.always_given, pipeline.always_force = given, force_given
@@ -129,6 +134,23 @@ def _entries(
     return [
         Entry("", condition.prompt or None, name, negative) for condition, name in zip(conditions, names, strict=True)
     ]
+
+
+def _guidance(found: "Source", entries: "list[Entry]", asked: float | None) -> float:
+    """The scale for all, by default the model's own; refused where there is nothing to lead away from."""
+    from mmdit.errors import Refused
+    from mmdit.pipelines.request import Condition
+
+    negatives = [entry.negative or "" for entry in entries]
+    scale = found.null_conditions.default_guidance(negatives) if asked is None else asked
+    for entry in entries:
+        label = None if entry.label is None or found.labels is None else found.labels.id(entry.label)
+        own = scale if entry.guidance is None else entry.guidance
+        try:
+            found.null_conditions.check(own, [Condition(entry.prompt or "", label)], [entry.negative or ""])
+        except Refused as error:
+            raise Refused(f"{entry.where}: {error}") if entry.where else error from None
+    return scale
 
 
 def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> None:

@@ -195,10 +195,14 @@ def test_a_converted_file_is_a_pipeline_folder(
     ask: dict[str, Any] = {"num_inference_steps": 5, "output_type": "latent"}
     assert torch.equal(pipeline(label="thing 7", **ask).frames, image_dit(label=7, **ask).frames)
     assert Playground(load_pipeline(tmp_path / "out")).lengths() == [1]
-    capsys.readouterr()
-    for words, line in ((("--label", 10), "no label of this number"), (("--prompt", "a cat"), "reads no prompts"),
-                        (("--label", 1, "--frames", 2), "this model makes images, got 2 frames")):  # fmt: skip
-        assert exit_code("generate", tmp_path / "out", *words, "--out", tmp_path / "none.png") == 2
+    refused: list[tuple[tuple[Any, ...], str]] = [
+        (("--label", 10), "no label of this number"),
+        (("--prompt", "a cat"), "reads no prompts"),
+        (("--label", 1, "--frames", 2), "this model makes images, got 2 frames"),
+    ]
+    for asked, line in refused:
+        capsys.readouterr()
+        assert exit_code("generate", tmp_path / "out", *asked, "--out", tmp_path / "none.png") == 2
         said = capsys.readouterr().err
         assert line in said
         assert said.count("\n") == 1
