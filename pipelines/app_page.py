@@ -136,10 +136,10 @@ class Page:
             with gr.Row():
                 tall = gr.Number(height, label="Height", precision=0, step=steps[0], min_width=100)
                 wide = gr.Number(width, label="Width", precision=0, step=steps[1], min_width=100)
-            number = gr.Slider(1, 100, 12, step=1, precision=0, label="Steps")
-            guidance = gr.Slider(
-                0, 10, pipeline.null_conditions.default_guidance(), step=0.1, label="Guidance", info="1 is without"
-            )
+            own, unsaid = pipeline.defaults, pipeline.null_conditions.default_guidance()
+            number = gr.Slider(1, max(100, own.steps), own.steps, step=1, precision=0, label="Steps")
+            scale = unsaid if own.guidance is None else own.guidance
+            guidance = gr.Slider(0, 10, scale, step=0.1, label="Guidance", info="1 is without")
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
             self.cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=80)

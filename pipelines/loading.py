@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.null_conditions import NullConditions
-from mmdit.pipelines.request import check_choice, check_size
+from mmdit.pipelines.request import check_choice, check_image_network, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 from mmdit.training.lora import base_folder, load_network
@@ -35,7 +36,8 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with, `dropped` those of its conditions that can be left out.
+    of given frames that it was trained with, `dropped` those of its conditions that can be left out, `sampling` how it
+    samples where a call does not say.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Source:
     state: dict[str, Any] | None
     given_frames: Sequence[str] = ()
     dropped: Sequence[str] | None = None
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
     def null_conditions(self) -> NullConditions:
@@ -136,6 +139,7 @@ def check_source_size(
     network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
     default = source.clip["frames"], *source.clip["size"]
     size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
+    check_image_network(network, frames)
     name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
     rules = load_codec(name, device="meta")  # knows sizes, has no weights
     check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
@@ -153,8 +157,10 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
-    given, dropped = index.get("given_frames") or (), index.get("null_conditions")
-    return Source(folder, labels, has_text, index.get("clip"), origin, process, None, given, dropped)
+    return Source(
+        folder, labels, has_text, index.get("clip"), origin, process, None, index.get("given_frames") or (),
+        index.get("null_conditions"), read_defaults(index.get("sampling")),
+    )  # fmt: skip
 
 
 def _load_saved(source: Source) -> ClipPipeline:

@@ -43,11 +43,13 @@ def main(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second. [default: as trained]")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, or 12]")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How strongly to follow the prompt; 1 is without. [default: 2, if it can be guided]"),
+        typer.Option(
+            help="How strongly to follow the prompt; 1 is without. [default: the model's own, or 2 if it can be guided]"
+        ),
     ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
@@ -85,7 +87,9 @@ def main(
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
     entries = _entries(found, prompts, prompt, label, negative)
-    asked, guidance = guidance, _guidance(found, entries, guidance)
+    steps = found.sampling.steps if steps is None else steps
+    asked = found.sampling.guidance if guidance is None else guidance
+    guidance = _guidance(found, entries, asked)
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
