@@ -82,21 +82,21 @@ def fill(
     pipeline: ClipPipeline,
     wishes: Sequence[Wish],
     facts: dict[str, Any],
-    source: str,
+    places: dict[str, Any],
     group: Group,
     progress: Callable[[int, int], None],
 ) -> None:
     """Makes the files; what is there and fits is not made again.
 
-    Beside a single file lies FILE.json, in a folder manifest.json: what is in each file, and the folder `source` of
-    the weights.
+    Beside a single file lies FILE.json, in a folder manifest.json: what is in each file, and the `places` on this
+    machine of what it was made from (`manifest.PLACES`).
 
     Raises:
         Refused: the folder holds the clips of another call, or another process works there.
         Stopped: by SIGTERM; every file is whole, and the same call goes on.
     """
     rows = [
-        {"file": wish.file, "source": source, **facts, **wish_note(pipeline, wish, i, call.sampling, call.fps)}
+        {"file": wish.file, **places, **facts, **wish_note(pipeline, wish, i, call.sampling, call.fps)}
         for i, wish in enumerate(wishes)
     ]
     if output_format(call.out):

@@ -29,18 +29,28 @@ def main(
     broadcast: Annotated[
         Path | None,
         typer.Option(
-            help="Settings of attention broadcast: read where the file is there, else calibrated and written."
+            help="Settings of attention broadcast: read where the file is there, else calibrated and written. "
+            "[default: what mmdit calibrate left, else calibrated and not written]"
+        ),
+    ] = None,
+    faster: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this beside plain steps, as in mmdit generate; several at a time as first-block+compile; "
+            "repeat it. [default: all]"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compares ways to sample: steps, network calls, seconds, PSNR, and attributes read by the embedded probe.
 
-    PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
-    The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
+      Seconds are of the clock, CPU s of the processor: on a machine that others use, compare these.
+      PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
+      The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
 
-    Example:
-      mmdit bench sample demo/run --prompts 64 --steps 12
+      Example:
+        mmdit bench sample demo/run --prompts 64 --steps 12
+    mmdit bench sample demo/run --faster first-block=0.2 --faster broadcast
     """
     import torch
 
@@ -60,28 +70,34 @@ def main(
     asked = made_prompts("validation", prompts, seed)
     call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
     pipeline = load_pipeline(source, device=device)
-    found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast)
+    how = {**call, "num_inference_steps": steps}
+    wanted = not faster or any("broadcast" in word for word in faster)
+    found = _calibrate(pipeline, floor, how, broadcast) if wanted else None
+    tried = ways(pipeline.process, steps, reference_steps, found, faster or ())
+    machine = _machine(device, prompts, min(batch, prompts))
     with progress_line("sample", "runs", quiet=as_json) as advance:
         results = compare(
             lambda: load_pipeline(source, device=device),
-            ways(pipeline.process, steps, reference_steps, found),
+            tried,
             runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
         )  # fmt: skip
     if as_json:
-        print(json.dumps({"ways": plain_values(results), "broadcast": _as_json(found)}))
+        print(json.dumps({"machine": machine, "ways": plain_values(results), "broadcast": _as_json(found)}))
     else:
-        print("\n".join([*_table(results), _told(found, floor)]))
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
+        print("\n".join([*_table(results), *_told(found, floor, wanted)]))
 
 
 def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
     """What the file `path` says, or else what is found on prompts of its own; None where nothing keeps to the floor."""
     from mmdit.clips.made import prompts
     from mmdit.errors import Stopped
+    from mmdit.pipelines.broadcast_file import read_broadcast
     from mmdit.pipelines.calibration import calibrate_broadcast, save_broadcast
-    from mmdit.pipelines.faster import read_broadcast
 
-    if path is not None and path.exists():
-        return read_broadcast(path, pipeline.config.origin)
+    there = path or pipeline.broadcast_file
+    if there is not None and there.exists():
+        return read_broadcast(there, pipeline.config.origin)
     pipeline.set_progress_bar_config(disable=True)
     rows = prompts("train", CALIBRATED_ON, call["seed"])
     call = {**call, "prompt": [row["caption"] for row in rows], "seed": call["seed"] + 1}
@@ -97,22 +113,33 @@ def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | N
 def _table(results: "list[Result]") -> list[str]:
     names = list(results[0].accuracy)
     head = "".join(f"{name:>9}" for name in names)
-    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8}  {'PSNR dB':>15}{head}"]
+    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8} {'CPU s':>8}  {'PSNR dB':>15}{head}"]
     for row in results:
         quality = "-" if row.psnr is None else f"{row.psnr:.1f}"
         quality += "" if row.psnr_plain is None else f" ({row.psnr_plain:.1f})"
         shares = "".join(f"{row.accuracy[name]:9.1%}" for name in names)
-        lines.append(
-            f"{row.name:40} {row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f}  {quality:>15}{shares}"
-        )
+        counts = f"{row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f} {row.cpu_seconds:8.2f}"
+        lines.append(f"{row.name:40} {counts}  {quality:>15}{shares}")
     return lines
 
 
-def _told(found: "Broadcast | None", floor: float) -> str:
+def _machine(device: str, clips: int, timed: int) -> dict[str, Any]:
+    """What the figures are of, for the line above them."""
+    import torch
+
+    from mmdit.tools.bench_encode import _device_name
+
+    return {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "clips": clips, "timed": timed}  # fmt: skip
+
+
+def _told(found: "Broadcast | None", floor: float, wanted: bool) -> list[str]:
+    if not wanted:
+        return []
     if found is None:
-        return f"attention broadcast: nothing keeps to {floor:g} dB"
+        return [f"attention broadcast: nothing keeps to {floor:g} dB"]
     every = ", ".join(f"{kind} every {count}" for kind, count in found.every.items())
-    return f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"
+    return [f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"]
 
 
 def _as_json(found: "Broadcast | None") -> dict[str, Any] | None:
