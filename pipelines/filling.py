@@ -44,8 +44,8 @@ class Call:
     sampling: Sampling
 
 
-def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None = None) -> tuple[str, list[Wish]]:
-    """The commonest format of the files, and a wish for each, `call.count` for each entry, before weights are loaded.
+def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None = None) -> list[Wish]:
+    """A wish for each file, `call.count` for each entry, before weights are loaded.
 
     A clip of an entry with a seed of its own is a function of that seed and its number among that entry's clips; others
     are of the call's seed and their place in the list.
@@ -55,7 +55,7 @@ def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None
     single = output_format(call.out)
     total = len(entries) * call.count
     wishes: list[Wish] = []
-    kinds, names = [], set[str]()
+    names = set[str]()
     for entry in entries:
         frames, size = entry.frames or call.frames, entry.size or call.size
         try:
@@ -69,12 +69,11 @@ def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None
             file = call.out.name if single else _file_name(entry, at, number, kind, call.count, total)
             _check_file(file, names, asked, entry.where)
             names.add(file)
-            kinds.append(PurePosixPath(file).suffix[1:].lower())
             wishes.append(Wish(
                 file, prompt=entry.prompt, label=entry.label, negative=entry.negative or "", frames=frames, size=size,
                 seed=entry.seed, index=at if entry.seed is None else number, guidance=entry.guidance,
             ))  # fmt: skip
-    return max(set(kinds), key=kinds.count), wishes
+    return wishes
 
 
 def fill(

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mmdit.pipelines.filling import Call
     from mmdit.pipelines.loading import Source
     from mmdit.pipelines.prompt_list import Entry
-    from mmdit.pipelines.wishes import Sampling
+    from mmdit.pipelines.wishes import Sampling, Wish
 
 MOST_CLIPS = 10_000
 
@@ -104,7 +105,7 @@ def main(
     given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
     places = {"source": str(found.folder.resolve()), **places_of(image, last_image, extend)}
-    kind, wishes = plan(call, entries, found, codec)
+    wishes = plan(call, entries, found, codec)
     with _notes(), process_group(device) as group:
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(group.device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
@@ -117,7 +118,7 @@ def main(
             fill(call, pipeline, wishes, facts, places, group,
                  progress=lambda done, steps: advance(done, steps, ""))  # fmt: skip
     if group.is_first:
-        print(f"generated: {out}" + (f" ({len(wishes)} {kind} files and manifest.json)" if out.is_dir() else ""))
+        print(f"generated: {out}" + (f" ({_counted(wishes)} and manifest.json)" if out.is_dir() else ""))
 
 
 def _entries(
@@ -187,6 +188,12 @@ def use_ways(pipeline: "ClipPipeline", ways: dict[str, Any], sampling: "Sampling
         note = unlike(read_stored(pipeline.broadcast_file, pipeline.config.origin).found_with, now)
         if note is not None:
             logging.getLogger("mmdit").warning(note)
+
+
+def _counted(wishes: "list[Wish]") -> str:
+    """How many files of which formats: "2 mp4 and 1 png files"."""
+    kinds = Counter(wish.file.rpartition(".")[2].lower() for wish in wishes)
+    return " and ".join(f"{count} {kind}" for kind, count in kinds.items()) + " files"
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

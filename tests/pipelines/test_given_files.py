@@ -89,6 +89,8 @@ def test_generate_holds_the_photo_and_says_so(tmp_path: Path, photo: Path, capsy
 def made(tmp_path: Path, photo: Path) -> dict[str, Path]:
     """Files that were made from photos and from a clip."""
     tiny.write_run(tmp_path / "run", given_frames=["both", "prefix"])
+    random = np.random.default_rng(0)
+    write_image(photo, random.integers(0, 256, (40, 50, 3), dtype=np.uint8))  # read at another size it looks otherwise
     write_image(tmp_path / "last.png", levels(3)[2])
     write_clip(tmp_path / "clip.mp4", levels(6), 8)
     words = ("generate", tmp_path / "run", "--prompt", "red", "--steps", 2, "--size", "24x16")

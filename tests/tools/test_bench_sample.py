@@ -48,12 +48,15 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
 
 
 def test_only_the_ways_that_are_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings, few = run / "broadcast.json", FEW[:-2]
-    origin = load_pipeline(run).config.origin
-    files.write_json(settings, {"format": 1, "every": {"time": 2}, "interval": [0, 1000], "origin": weights_of(origin)})
-    asked = ("--broadcast", settings, "--faster", "first-block=1e9", "--faster", "broadcast")
+    settings, few = run / "checkpoints" / "step-0000005-ema-broadcast.json", FEW[:-2]  # as mmdit calibrate leaves it
+    stored = {"format": 1, "every": {"time": 2}, "interval": [0, 1000], "found_with": {"num_inference_steps": 7}}
+    files.write_json(settings, {**stored, "origin": weights_of(load_pipeline(run).config.origin)})
+    asked = ("--faster", "first-block=1e9", "--faster", "broadcast")
     assert commands.exit_code(*few, str(run), *asked, "--json") == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["ways"]}
+    said = capsys.readouterr()
+    assert "note: attention broadcast was calibrated with 7 steps: " in said.err
+    assert json.loads(said.out)["broadcast"]["every"] == {"time": 2}
+    rows = {row["name"]: row for row in json.loads(said.out)["ways"]}
     assert list(rows) == ["plain, 6 steps", "plain, 4 steps", "first-block=1e9", "broadcast"]
     assert rows["first-block=1e9"]["passes"] == 5  # of two blocks, the first at 4 steps and the second at one; guided
     assert rows["broadcast"]["psnr_plain"] is not None

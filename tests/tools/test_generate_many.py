@@ -131,6 +131,7 @@ def test_two_processes_make_the_same_files(run: Path, whole: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("generated: ") == 1
+    assert "(2 mp4 and 1 gif and 1 png files and manifest.json)" in done.stdout
     assert hashes(tmp_path / "two") == hashes(whole)
 
 
