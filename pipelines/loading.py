@@ -17,6 +17,7 @@ from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
+from mmdit.pipelines.broadcast_file import broadcast_path
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.null_conditions import NullConditions
@@ -110,18 +111,36 @@ def load_pipeline(
     check_choice("weights", weights, WEIGHTS)
     with quiet():
         if source.state is None:
-            return _load_saved(source).to(device)
-        return _load_checkpoint(source, source.state, weights, codec).to(device)
+            pipeline = _load_saved(source)
+            if not pipeline.config.origin:
+                pipeline.register_to_config(origin=source.origin)
+        else:
+            pipeline = _load_checkpoint(source, source.state, weights, codec)
+        path = find_broadcast(source, weights)
+        pipeline.broadcast_file = path if path.is_file() else None
+        return pipeline.to(device)
+
+
+def find_broadcast(source: Source, weights: str = "ema") -> Path:
+    """Where the calibrated attention broadcast of these weights lies, or is to lie."""
+    return broadcast_path(source.folder, None if source.state is None else weights)
+
+
+def origin_of(source: Source, weights: str = "ema") -> dict[str, Any]:
+    """The origin of the pipeline that is loaded from a source."""
+    return source.origin if source.state is None else {**source.origin, "weights": weights}
 
 
 def call_facts(source: Source, pipeline: ClipPipeline, sampler: str | None = None) -> dict[str, Any]:
-    """What all files of a call share: hashes of the weights, the config and the codec, and the sampler."""
+    """What all files of a call share: hashes of the weights, the config and the codec, the sampler and what makes it
+    faster."""
     return {
         "mmdit": __version__,
         **source.origin,
         **(pipeline.config.origin or {}),
         "codec": pipeline.codec.fingerprint,
         "sampler": sampler or type(pipeline.scheduler).__name__,
+        "faster": pipeline.faster,
     }
 
 
@@ -192,7 +211,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         clip=source.clip,
         given_frames=source.given_frames,
         null_conditions=source.dropped,
-        origin={**source.origin, "weights": weights},
+        origin=origin_of(source, weights),
         process=describe_process(process),
     )
 
