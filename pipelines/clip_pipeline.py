@@ -5,6 +5,7 @@ Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from mmdit import seeds
+from mmdit import files, seeds
 from mmdit.clips.video import clip_to_frames
 from mmdit.conditioning import Labels, TextEncoder
 from mmdit.conditioning.text import TextFeatures
@@ -125,6 +126,12 @@ class ClipPipeline(FasterSampling, DiffusionPipeline):
         Raises Refused for a sampler that is unknown or does not fit the process; it lists those that do.
         """
         self.register_modules(scheduler=make_scheduler(name, self.process))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes the pipeline folder, with the file by which plain diffusers loads it; options as in diffusers."""
+        loader = Path(__file__).with_name("custom_pipeline.py").read_text(encoding="utf-8")
+        files.write_text(Path(save_directory) / "pipeline.py", loader)  # before, so that what is pushed has it
+        super().save_pretrained(save_directory, **options)
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""

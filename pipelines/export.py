@@ -17,13 +17,6 @@ from mmdit.pipelines.loading import Source
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXAMPLES = 4  # clips in the card
 CARD = "README.md"
-PIPELINE_FILE = '''\
-"""For diffusers' DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)."""
-
-from mmdit.pipelines.clip_pipeline import ClipPipeline
-
-__all__ = ["ClipPipeline"]
-'''
 
 
 def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str) -> None:
@@ -42,7 +35,6 @@ def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str) 
         with quiet():
             pipeline.save_pretrained(folder)
         _forget_places(folder)
-        files.write_text(folder / "pipeline.py", PIPELINE_FILE)
         examples = _copy_examples(run, folder) if run else []
         files.write_text(folder / CARD, model_card(pipeline, out.name, run, source.state, examples))
 
