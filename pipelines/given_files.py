@@ -37,8 +37,8 @@ def read_given(
         trained: the kinds of given frames that the network was trained with. force: any will do.
 
     Raises:
-        Refused: no such file, one that cannot be read or is tiny, an image and a clip to begin with, or a network that was not
-            trained with given frames.
+        Refused: no such file, one that cannot be read or is tiny, an image and a clip to begin with, or a network that
+            was not trained with given frames.
     """
     asked = {"image": image, "last_image": last_image, "extend": extend}
     paths = {name: Path(path) for name, path in asked.items() if path is not None}

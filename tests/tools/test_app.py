@@ -17,7 +17,6 @@ import tiny
 from commands import exit_code
 from PIL import Image
 
-
 served = pytest.mark.xdist_group("app")  # one server for all of these
 needs_browser = pytest.mark.skipif(browser.program() is None, reason="no Chromium here")
 
