@@ -121,6 +121,7 @@ class Playground:
         """
         stop = stop or Stop()
         _check_filled(form, ("seed", "steps", "guidance", "height", "width", "frames"))
+        assert form.seed is not None and form.steps is not None and form.guidance is not None
         self.pipeline.latent_grid(form.frames, form.height, form.width)  # before a picture is brought to this size
         image, given = self._read_image(form)
 

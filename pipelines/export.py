@@ -43,8 +43,12 @@ def check_card(card: Card, source: Source) -> None:
             expected="one like apache-2.0, cc-by-nc-4.0 or other",
         )  # fmt: skip
     if card.examples:
-        asked = (list(card.examples), None) if source.has_text else (None, list(card.examples))
-        pair_conditions(*asked, labels=source.labels, has_text=source.has_text)
+        pair_conditions(
+            card.examples if source.has_text else None,
+            None if source.has_text else card.examples,
+            labels=source.labels,
+            has_text=source.has_text,
+        )
 
 
 def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str, card: Card | None = None) -> None:
@@ -55,9 +59,10 @@ def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str, 
     """
     card = card or Card(out.name)
     if dtype != "float32":
-        for part in (pipeline.transformer, pipeline.text_encoder):
-            if part is not None:
-                part.to(DTYPES[dtype])
+        with quiet():
+            for part in (pipeline.transformer, pipeline.text_encoder):
+                if part is not None:
+                    part.to(DTYPES[dtype])
         pipeline.register_to_config(origin={**(pipeline.config.origin or source.origin), "dtype": dtype})
     run = None if source.state is None else source.folder.parent.parent
     with files.new_folder(out) as folder:
@@ -118,7 +123,7 @@ def model_card(
         _header(card.licence, examples),
         f"# {card.name}\n\nClips of {frames} frames of {height}x{width} pixels (height x width), made by mmdit "
         f"{__version__}; {sum(weight.numel() for weight in pipeline.transformer.parameters()):,} weights in the "
-        "network.\n",
+        f"network, in {str(pipeline.transformer.dtype).removeprefix('torch.')}.\n",
         "## Use\n\n```python\n# pip install mmdit-video\nfrom diffusers import DiffusionPipeline\n\n"
         f"pipeline = DiffusionPipeline.from_pretrained({name}, custom_pipeline={name}, trust_remote_code=True)\n"
         f"frames = pipeline({ask}).frames[0]\n```\n",
@@ -208,7 +213,8 @@ def _make_examples(
 ) -> list[tuple[str, str]]:
     """Makes a clip of each, as `mmdit generate` does, into examples/; (file, what it shows) of each."""
     ending = "png" if pipeline.default_size()[0] == 1 else "mp4"
-    kind = "prompt" if pipeline.has_text else "label"
-    wishes = [Wish(f"examples/{number:02d}.{ending}", **{kind: text}) for number, text in enumerate(asked)]
+    names = [f"examples/{number:02d}.{ending}" for number in range(len(asked))]
+    text = pipeline.has_text
+    wishes = [Wish(n, one if text else None, None if text else one) for n, one in zip(names, asked, strict=True)]
     grant(pipeline, wishes, folder, sampling=Sampling(), metadata=call_facts(source, pipeline), batch_size=1)
-    return [(wish.file, text) for wish, text in zip(wishes, asked, strict=True)]
+    return list(zip(names, asked, strict=True))

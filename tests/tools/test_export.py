@@ -90,6 +90,10 @@ def test_examples_are_made_and_the_licence_is_said(run: Path, tmp_path: Path) ->
     assert [row["text"] for row in header["widget"]] == ["a red coat", 'a "blue" dress']
     note = read_note(tmp_path / "coats" / header["widget"][1]["output"]["url"])
     assert note["prompt"] == 'a "blue" dress' and note["frames"] == 3
+    labels_only = tiny.write_run(tmp_path / "run", text_encoder="")
+    assert exit_code("export", labels_only, tmp_path / "labels", "--example", "dress") == 0
+    assert read_note(tmp_path / "labels" / "examples" / "00.mp4")["label"] == "dress"
+    assert exit_code("export", labels_only, tmp_path / "other", "--example", "dres") == 2
     again = ("regenerate", tmp_path / "coats" / "examples" / "01.mp4", "--checkpoint", tmp_path / "coats")
     assert exit_code(*again, "--out", tmp_path / "again.mp4") == 0
 
@@ -102,6 +106,8 @@ def test_bfloat16(run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureF
         with safe_open(path, "pt") as tensors:
             kinds[part] = {str(tensors.get_tensor(name).dtype) for name in tensors.keys()}  # noqa: SIM118
     assert kinds == {"transformer": {"torch.bfloat16"}, "text_encoder": {"torch.bfloat16"}, "vae": {"torch.float32"}}
+    assert "weights in the network, in bfloat16." in (tmp_path / "half" / "README.md").read_text()
+    assert "float32: []" not in capsys.readouterr().err
     pipeline = load_pipeline(tmp_path / "half")
     assert pipeline("a red coat", num_inference_steps=2, output_type="pt").frames.isfinite().all()
     capsys.readouterr()
