@@ -59,10 +59,9 @@ def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str, 
     """
     card = card or Card(out.name)
     if dtype != "float32":
-        with quiet():
-            for part in (pipeline.transformer, pipeline.text_encoder):
-                if part is not None:
-                    part.to(DTYPES[dtype])
+        for part in (pipeline.transformer, pipeline.text_encoder):
+            if part is not None:
+                torch.nn.Module.to(part, DTYPES[dtype])  # diffusers' own warns of parts that it would have to keep
         pipeline.register_to_config(origin={**(pipeline.config.origin or source.origin), "dtype": dtype})
     run = None if source.state is None else source.folder.parent.parent
     with files.new_folder(out) as folder:

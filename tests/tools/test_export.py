@@ -107,7 +107,6 @@ def test_bfloat16(run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureF
             kinds[part] = {str(tensors.get_tensor(name).dtype) for name in tensors.keys()}  # noqa: SIM118
     assert kinds == {"transformer": {"torch.bfloat16"}, "text_encoder": {"torch.bfloat16"}, "vae": {"torch.float32"}}
     assert "weights in the network, in bfloat16." in (tmp_path / "half" / "README.md").read_text()
-    assert "float32: []" not in capsys.readouterr().err
     pipeline = load_pipeline(tmp_path / "half")
     assert pipeline("a red coat", num_inference_steps=2, output_type="pt").frames.isfinite().all()
     capsys.readouterr()
