@@ -4,11 +4,13 @@ Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; 
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from mmdit import files
 from mmdit.diffusion import Guidance, make_scheduler
 from mmdit.errors import Refused
 from mmdit.pipelines.call_plan import CallPlan, check_latents, plan_frames
@@ -94,6 +96,12 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         Raises Refused for a sampler that is unknown or does not fit the process; it lists those that do.
         """
         self.register_modules(scheduler=make_scheduler(name, self.process))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes the pipeline folder, with the file by which plain diffusers loads it; options as in diffusers."""
+        loader = Path(__file__).with_name("custom_pipeline.py").read_text(encoding="utf-8")
+        files.write_text(Path(save_directory) / "pipeline.py", loader)  # before, so that what is pushed has it
+        super().save_pretrained(save_directory, **options)
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""

@@ -13,6 +13,8 @@ from mmdit.clips.reader import ClipReader
 from mmdit.errors import Refused
 from mmdit.pipelines.given_frames import GivenFrames
 
+SMALLEST = 8  # pixels a side; of a smaller picture nothing can be seen
+
 
 def read_given(
     image: Path | None = None,
@@ -36,8 +38,8 @@ def read_given(
         trained: the kinds of given frames that the network was trained with. force: any will do.
 
     Raises:
-        Refused: no such file, one that cannot be read, an image and a clip to begin with, or a network that was not
-            trained with given frames.
+        Refused: no such file, one that cannot be read or is tiny, an image and a clip to begin with, or a network that
+            was not trained with given frames.
     """
     asked = {"image": image, "last_image": last_image, "extend": extend}
     paths = {name: Path(path) for name, path in asked.items() if path is not None}
@@ -72,6 +74,9 @@ def _read(
     (found,) = reader.read_many([ProbeRequest(place)])
     if isinstance(found, BadClip):
         raise Refused("not a picture or video that can be read", where=path, got=found)
+    if min(found.size) < SMALLEST:
+        got, expected = f"{found.size[0]}x{found.size[1]}", f"at least {SMALLEST} pixels a side"
+        raise Refused("too small to go on from", where=path, got=got, expected=expected)
     height, width = size or found.size
     start, count = _end(found, clip) if name == "extend" else (None, 1)
     (decoded,) = reader.read_many([ReadRequest(place, count, (height, width), clip["fps"], start)])

@@ -1,6 +1,5 @@
 """`mmdit bench sample`: ways to sample faster side by side, with what they cost in quality."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,6 +68,7 @@ def main(
     from mmdit.pipelines.comparison import compare, ways
     from mmdit.pipelines.faster import read_ways
     from mmdit.pipelines.loading import find_source, load_pipeline
+    from mmdit.tools.bench_output import tell
     from mmdit.tools.progress import progress_line
 
     only = faster or ()
@@ -81,18 +81,16 @@ def main(
     call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
     pipeline = load_pipeline(source, device=device)
     found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast) if wanted else None
-    machine = _machine(device, prompts, min(batch, prompts))
     with progress_line("sample", "runs", quiet=as_json) as advance:
         results = compare(
             lambda: load_pipeline(source, device=device),
             ways(pipeline.process, steps, reference_steps, found, only),
             runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
         )  # fmt: skip
-    if as_json:
-        print(json.dumps({"machine": machine, "ways": plain_values(results), "broadcast": _as_json(found)}))
-    else:
-        print(", ".join(f"{key} {value}" for key, value in machine.items()))
-        print("\n".join([*_table(results), *_told(found, wanted)]))
+    figures = {"clips": prompts, "timed": min(batch, prompts), "ways": plain_values(results),
+               "broadcast": _as_json(found)}  # fmt: skip
+    lines = [f"clips {prompts}, timed {min(batch, prompts)}", *_table(results), *_told(found, wanted)]
+    tell(figures, lines, as_json=as_json, device=device)
 
 
 def _calibrate(pipeline: Any, floor: float | None, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
@@ -135,16 +133,6 @@ def _table(results: "list[Result]") -> list[str]:
         counts = f"{row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f} {row.cpu_seconds:8.2f}"
         lines.append(f"{row.name:40} {counts}  {quality:>15}{shares}")
     return lines
-
-
-def _machine(device: str, clips: int, timed: int) -> dict[str, Any]:
-    """What the figures are of, for the line above them."""
-    import torch
-
-    from mmdit.tools.bench_encode import _device_name
-
-    return {"device": _device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "clips": clips, "timed": timed}  # fmt: skip
 
 
 def _told(found: "Broadcast | None", wanted: bool) -> list[str]:
