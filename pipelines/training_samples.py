@@ -72,6 +72,7 @@ def prepare_samples(run: Run) -> Callable[[Callable[[], bool]], dict[str, np.nda
     assert run.config.samples is not None
     pipeline = _pipeline(run)
     wanted = _wanted(run, run.config.samples, pipeline)
+    pipeline.null_conditions.check(_guidance(run, pipeline), [clip.condition for clip in wanted], [""])
     if run.trainee.text_encoder is None and pipeline.has_text:
         pipeline.said = _read_once(run.data["text_encoder"], [clip.condition.prompt for clip in wanted])
     pipeline.latent_grid()  # refuses what cannot be made
@@ -106,6 +107,7 @@ def _pipeline(run: Run) -> TrainingPipeline:
         label_names=state["label_names"] or None,
         clip=state["clip"],
         process=describe_process(run.process),
+        null_conditions=state["null_conditions"],
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -195,12 +197,18 @@ def _make(run: Run, pipeline: TrainingPipeline, wanted: Wanted) -> np.ndarray:
         [wanted.condition.prompt] if pipeline.has_text else None,
         None if wanted.condition.label is None else [wanted.condition.label],
         num_inference_steps=run.config.samples.steps,
-        guidance_scale=run.config.samples.guidance,
+        guidance_scale=_guidance(run, pipeline),
         seed=wanted.seed,
         precision=_precision(run),
         output_type="pt",
     ).frames
     return clip_to_frames(made[0])
+
+
+def _guidance(run: Run, pipeline: ClipPipeline) -> float:
+    assert run.config.samples is not None
+    asked = run.config.samples.guidance
+    return pipeline.null_conditions.default_guidance() if asked is None else asked
 
 
 def _precision(run: Run) -> str:
@@ -218,7 +226,7 @@ def _write(run: Run, pipeline: ClipPipeline, wanted: list[Wanted], clips: list[n
     facts = {
         "mmdit": mmdit.__version__, "step": run.step, "weights": "ema", "sampler": type(pipeline.scheduler).__name__,
         "codec": run.data["codec"]["fingerprint"], "steps": run.config.samples.steps,
-        "guidance": run.config.samples.guidance, "precision": _precision(run),
+        "guidance": _guidance(run, pipeline), "precision": _precision(run),
     }  # fmt: skip
     listed = []
     with files.new_folder(target) as folder:

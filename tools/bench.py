@@ -1,15 +1,16 @@
 """`mmdit bench`: how fast this machine does the work, each figure beside what it is to be compared with."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 from mmdit.tools.cli import Kinds, run
 
-KINDS = ("encode", "train", "load", "memory", "sample")
+KINDS = ("encode", "train", "load", "memory", "sample", "growth", "compare")
 
 
 def overview() -> None:
-    """Measures this machine: encode, train, load, memory or sample. Their options: mmdit bench train --help.
+    """Measures this machine: encode, train, load, memory, sample or growth. Their options: mmdit bench train --help.
 
     \b
     encode  from video files to a latent store, beside the codec alone and a plain loop
@@ -17,6 +18,8 @@ def overview() -> None:
     load    how much faster batches are read than a training step takes them
     memory  the memory that `mmdit plan` says a step takes, beside what it took
     sample  ways to sample faster, each with what it costs in quality
+    growth  time and memory over tokens, frames, clips and blocks, beside what is predicted
+    compare an earlier result, measured again in its commit and in this one, in turns
 
     Example:
       mmdit bench encode --clips 256 --source-size 128x96
@@ -36,14 +39,8 @@ def _pick(words: list[str], name: str) -> tuple[Callable[..., Any], list[str], s
     kind, rest = words[0], words[1:]
     if kind not in KINDS:
         raise Refused("no such benchmark", got=repr(kind), expected=f"one of {', '.join(KINDS)}")
-    if kind == "encode":
-        from mmdit.tools import bench_encode
-
-        return bench_encode.main, rest, f"{name} {kind}"
-    if kind == "sample":
-        from mmdit.tools import bench_sample
-
-        return bench_sample.main, rest, f"{name} {kind}"
+    if kind in ("encode", "sample", "growth", "compare"):
+        return importlib.import_module(f"mmdit.tools.bench_{kind}").main, rest, f"{name} {kind}"
     from mmdit.tools import bench_training
 
     return getattr(bench_training, kind), rest, f"{name} {kind}"

@@ -1,6 +1,5 @@
 """`mmdit bench encode`: encoding, beside what it is to be compared with."""
 
-import json
 import statistics
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmdit.tools import clip_options as options
+from mmdit.tools.bench_output import tell
 
 if TYPE_CHECKING:
     from mmdit.clips.buckets import Bucket
@@ -56,17 +56,13 @@ def main(
         "encode / plain loop": rates["encode"] / rates["plain loop"],
     }
     about = {
-        "device": _device_name(device), "codec": codec, "bucket": bucket, "source": source_size, "clips": clips,
+        "codec": codec, "bucket": bucket, "source": source_size, "clips": clips,
         "batch": batch, "workers": workers, "threads": threads, "runs": runs,
     }  # fmt: skip
-    if as_json:
-        print(json.dumps({"about": about, "clips_per_second": rates, "ratios": ratios}))
-        return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    for name, rate in rates.items():
-        print(f"{name:12} {rate:8.1f} clips/s")
-    for name, ratio in ratios.items():
-        print(f"{name:22} {ratio:.2f}")
+    lines = [", ".join(f"{name} {value}" for name, value in about.items())]
+    lines += [f"{name:12} {rate:8.1f} clips/s" for name, rate in rates.items()]
+    lines += [f"{name:22} {ratio:.2f}" for name, ratio in ratios.items()]
+    tell({"about": about, "clips_per_second": rates, "ratios": ratios}, lines, as_json=as_json, device=device)
 
 
 def _make_videos(folder: Path, count: int, frames: int, size: tuple[int, int]) -> list[Path]:
@@ -129,16 +125,3 @@ def _encoding(
             if number:  # the first time is slower: files come from the disk, kernels are chosen
                 seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    import platform
-
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or device

@@ -1,12 +1,13 @@
 """`mmdit bench train`, `load` and `memory`: the loop's own cost, its loader, and the memory that is planned."""
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mmdit.tools.bench_output import tell
 
 if TYPE_CHECKING:
     from mmdit.training.config import RunConfig
@@ -40,7 +41,7 @@ def train(
     lines = [f"{'step':22} {step * 1e3:9.2f} ms"]
     lines += [f"{name:22} {seconds * 1e3:9.2f} ms {seconds / step:7.2%}" for name, seconds in parts.items()]
     lines.append(f"the loop's own cost: {own:.2%} of the step (target: under 3 %)")
-    _tell({"step": step, "parts": parts, "own_share": own}, lines, as_json)
+    tell({"step": step, "parts": parts, "own_share": own}, lines, as_json=as_json)
 
 
 def load(
@@ -68,7 +69,7 @@ def load(
     lines = [f"read  {figures['batches_per_second_read']:9.2f} batches/s",
              f"taken {figures['batches_per_second_taken']:9.2f} batches/s by training without its loader",
              f"the loader is {figures['ratio']:.1f} times as fast (target: 20)"]  # fmt: skip
-    _tell(figures, lines, as_json)
+    tell(figures, lines, as_json=as_json)
 
 
 def memory(
@@ -98,8 +99,7 @@ def memory(
             if not as_json:  # each takes a while
                 sizes = f"planned {planned / 1e6:8.1f} MB, measured {measured / 1e6:8.1f} MB"
                 print(f"{case:64} {sizes}, error {error:+.2%}", flush=True)
-    if as_json:
-        print(json.dumps(figures))
+    tell(figures, [], as_json=as_json)
 
 
 def _config(recipe: str, overrides: list[str] | None, threads: int) -> "RunConfig":
@@ -110,7 +110,3 @@ def _config(recipe: str, overrides: list[str] | None, threads: int) -> "RunConfi
 
     torch.set_num_threads(threads)
     return load_config(RunConfig, recipe, overrides or [])
-
-
-def _tell(figures: Any, lines: list[str], as_json: bool) -> None:
-    print(json.dumps(figures) if as_json else "\n".join(lines))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,20 @@ from mmdit.errors import Refused
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass
+class Step:
+    """A finished step of `sample`, which whoever is told of it may change.
+
+    `number` is from 1; `x` (batch, ...) is what the next step begins with, or what comes out after the last one; `stop`
+    leaves the other steps out.
+    """
+
+    number: int
+    timestep: Tensor
+    x: Tensor
+    stop: bool = False
+
+
 def sample(
     predict: Predict,
     noise: Tensor,
@@ -21,7 +36,7 @@ def sample(
     steps: int,
     *,
     generators: Sequence[torch.Generator] | None = None,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[Step], None] | None = None,
     given: Given | None = None,
 ) -> Tensor:
     """From noise (batch, ...) to x_0, float32 throughout.
@@ -33,7 +48,7 @@ def sample(
         steps: how many times `predict` is asked (schedulers of higher order ask more often).
         generators: one a sample, for the schedulers that draw noise, which need them: what is drawn for a sample then
             does not depend on the batch it is in (`mmdit.seeds.generators`).
-        after_step: called with the number of each finished step, from 1.
+        after_step: called with each finished step, which it may change.
         given: frames that are known. They are shown to `predict` as they are, with timestep 0, and come out as they
             are; `predict` is then called with a timestep a frame, (batch, frame).
 
@@ -53,7 +68,11 @@ def sample(
         if getattr(scheduler, "state_in_first_order", True) or number == len(scheduler.timesteps):  # not half a step
             finished += 1
             if after_step is not None:
-                after_step(finished)
+                step = Step(finished, t, hold(x, known, mask))
+                after_step(step)
+                x = step.x
+                if step.stop:
+                    break
     return hold(x, known, mask)
 
 

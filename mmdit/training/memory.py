@@ -5,6 +5,7 @@ gradients, copies of the weights in another precision and passing results are al
 checkpointing saves is out of it. Not seen is what a kernel allocates for itself and gives back before it returns.
 """
 
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -124,7 +125,7 @@ def trace_step(config: RunConfig, inputs: StepInputs, precision: str, *, on_gpu:
 def measure_step(config: RunConfig, inputs: StepInputs, precision: str, *, share: int, micro_batch: int) -> int:
     """The peak of the same step on real tensors: all that the CPU's allocator handed out."""
     step = TrainingStep(config, inputs, precision, on_gpu=False)
-    batch, stays = step.batch(min(share, micro_batch)), 0
+    batch = step.batch(min(share, micro_batch))
 
     def whole_step() -> None:
         for _ in range(-(-share // micro_batch)):
@@ -133,12 +134,18 @@ def measure_step(config: RunConfig, inputs: StepInputs, precision: str, *, share
         step.forget()
 
     whole_step()  # makes the state of the optimizer, and what kernels keep
+    return measure_peak(step, batch, whole_step, share=share)
+
+
+def measure_peak(step: "TrainingStep", batch: tuple[Tensor, ...], work: Callable[[], None], *, share: int) -> int:
+    """Most bytes while `work` does such a step on `share` clips, as the CPU's allocator tells; not for its first."""
     states = (value for one in step.optimizers for state in one.state.values() for value in state.values())
     stays = _bytes(step.trainee.parameters(), step.trainee.buffers(), states)
     stays += _bytes(*(averages.values() for averages in step.ema.all_averages))
     stays += share * 2 * batch[0].untyped_storage().nbytes() // len(batch[0])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        whole_step()
+        work()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])

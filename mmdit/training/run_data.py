@@ -23,6 +23,16 @@ OVERRIDE = "--accept-data"
 COLUMNS = ("id", "caption", "label")
 
 
+def null_conditions(run: Run) -> list[str] | None:
+    """Which conditions the run leaves out now and then: those that guidance can lead away from. None where the weights
+    that it was begun with may know more."""
+    said = run.config.conditions
+    if run.config.init_from is not None:
+        return None
+    shares = {"label": said.drop_label * said.labels, "text": said.drop_text * (said.text is not None)}
+    return [name for name, share in shares.items() if share > 0]
+
+
 def data_state(run: Run) -> dict[str, Any]:
     """What state.json keeps of the data, to be `run.data`; `check_data` compares it."""
     text = run.config.conditions.text
@@ -32,6 +42,7 @@ def data_state(run: Run) -> dict[str, Any]:
         "rows": write_rows(run.folder, run.sources, run.splits["train"].pools),
         "label_names": run.sources.labels if run.config.conditions.labels else [],
         "given_frames": [kind for kind, share in run.config.conditions.given_frames.items() if share > 0],
+        "null_conditions": null_conditions(run),
         "text_encoder": None if text is None else text.encoder,
         "text_encoder_fingerprint": run.text_fingerprint,
     }

@@ -23,8 +23,8 @@ class SampleConfig(Config):
     """Number of clips, which take prompts and labels in turn; null for as many as there are of these, else 4."""
     steps: int = Field(12, ge=1)
     """Sampling steps."""
-    guidance: float = Field(2.0, ge=0.0, allow_inf_nan=False)
-    """Guidance scale; 1 is without."""
+    guidance: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    """Guidance scale; 1 is without. Null for 2, or 1 where no condition is ever dropped, so that there is none."""
 
 
 def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdit.diffusion import SAMPLERS, GaussianDiffusion, RectifiedFlow, make_scheduler, sample, samplers_for
 from mmdit.diffusion.gaussian import BETAS
 from mmdit.diffusion.samplers import Process
-from mmdit.diffusion.sampling import respaced
+from mmdit.diffusion.sampling import Step, respaced
 from mmdit.errors import Refused
 from mmdit.seeds import generators
 
@@ -68,10 +68,28 @@ def test_it_arrives_and_half_the_step_is_half_the_error() -> None:
 def test_each_step_is_told_of_and_samples_do_not_see_each_other() -> None:
     noise = torch.randn(3, 1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     told: list[int] = []
-    together = sample(velocity, noise, FlowMatchEulerDiscreteScheduler(), 5, after_step=told.append)
+    together = sample(
+        velocity, noise, FlowMatchEulerDiscreteScheduler(), 5, after_step=lambda step: told.append(step.number)
+    )
     alone = sample(velocity, noise[1:2], FlowMatchEulerDiscreteScheduler(), 5)
     assert told == [1, 2, 3, 4, 5]
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
+
+
+def test_a_step_can_be_changed_and_can_be_the_last() -> None:
+    def halve(step: Step) -> None:
+        step.x = step.x / 2
+        step.stop = step.number == 2
+
+    noise, asked = torch.ones(1, 1, 1, 2, 2), list[float]()
+
+    def predict(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        asked.append(x_t.mean().item())
+        return torch.zeros_like(x_t)
+
+    out = sample(predict, noise, FlowMatchEulerDiscreteScheduler(), 5, after_step=halve)
+    assert asked == [1.0, 0.5]
+    assert torch.equal(out, noise / 4)
 
 
 def test_the_steps_are_even_and_the_last_one_counts() -> None:
@@ -97,7 +115,7 @@ def test_flow_asks_at_even_times_of_one_shift_and_every_step_counts(name: str, s
         asked.append(timesteps[0].item())
         return torch.full_like(x_t, 3.0)
 
-    options: dict[str, Any] = {"generators": generators([0], 0), "after_step": told.append}
+    options: dict[str, Any] = {"generators": generators([0], 0), "after_step": lambda step: told.append(step.number)}
     out = sample(
         predict, torch.zeros(1, 1, 1, 2, 2), make_scheduler(name, RectifiedFlow(shift=shift)), steps, **options
     )

@@ -15,6 +15,7 @@ from mmdit import seeds
 from mmdit.diffusion import RectifiedFlow, samplers_for
 from mmdit.errors import Refused
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.noise import plan_draws
 
 PROMPTS = ["a red coat", "a blue dress", "red", "blue", "coat", "dress", "a coat turning", ""]
 
@@ -154,8 +155,9 @@ def test_generators_take_the_place_of_the_seed(pipeline: ClipPipeline) -> None:
     assert not torch.allclose(one[0], one[1])
 
 
-def test_the_noise_of_a_clip_is_its_own(pipeline: ClipPipeline) -> None:
-    noise = pipeline._noise(range(2, 4), (3, 2, 4), [(5, index) for index in range(10, 14)], None)
+def test_the_noise_of_a_clip_is_its_own() -> None:
+    draws = plan_draws(5, 10, None, clips=4)
+    noise = draws.noise(slice(2, 4), 0, (4, 3, 2, 4), torch.device("cpu"))
     assert torch.equal(noise[1], seeds.normal((4, 3, 2, 4), 5, "sample", 13))
 
 

@@ -17,6 +17,7 @@ from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.given_frames import GivenFrames, Held, encode_held, plan_held
+from mmdit.pipelines.noise import Draws
 from mmdit.pipelines.pixels import fit, read_image, read_video
 from mmdit.pipelines.windows import Windows
 from mmdit.training.build import describe_process
@@ -136,13 +137,13 @@ def test_image_guidance_changes_what_is_not_given(pipeline: ClipPipeline) -> Non
 
 
 def test_each_window_has_noise_of_its_own(pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, plain = list[Tensor](), ClipPipeline._noise
+    drawn, plain = list[Tensor](), Draws.noise
 
-    def drawing(self: ClipPipeline, *args: Any) -> Tensor:
+    def drawing(self: Draws, *args: Any) -> Tensor:
         drawn.append(plain(self, *args))
         return drawn[-1]
 
-    monkeypatch.setattr(ClipPipeline, "_noise", drawing)
+    monkeypatch.setattr(Draws, "noise", drawing)
     pipeline(label="coat", num_inference_steps=1, num_frames=7, output_type="latent")
     assert len(drawn) == 3
     assert all(not torch.equal(drawn[one], drawn[other]) for one in range(3) for other in range(one))
