@@ -102,7 +102,7 @@ class InceptionFeatures(ScriptFeatures):
 
 
 class ClipFeatures(Features):
-    """The image half of a CLIP model of transformers, from its folder: its embedding of each frame."""
+    """A CLIP model of transformers, from its folder: its embedding of each frame."""
 
     name = "clip"
     of_frames = True
@@ -110,13 +110,14 @@ class ClipFeatures(Features):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__(path, device)
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPModel
 
-        self.network = load_model(CLIPVisionModelWithProjection, path, device)
-        self.prepare = pictures(path, self.network.config.image_size, "CLIP")
+        self.network = load_model(CLIPModel, path, device)
+        self.prepare = pictures(path, self.network.config.vision_config.image_size, "CLIP")
 
     def call(self, clips: Tensor) -> Tensor:
-        result: Tensor = self.network(self.prepare(clips)).image_embeds
+        seen = self.network.vision_model(self.prepare(clips)).pooler_output
+        result: Tensor = self.network.visual_projection(seen)
         return result
 
 
@@ -223,16 +224,15 @@ class ClipScore:
     """How well the frames of each clip fit its caption: 100 max(cos, 0), mean over frames (arXiv 2104.08718).
 
     Args:
-        clip: the image half of the same model.
+        clip: the model, which also gave the features of the frames.
     """
 
     def __init__(self, clip: ClipFeatures) -> None:
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection
+        from transformers import AutoTokenizer
 
         from mmdit.conditioning.text import quiet
 
         self.clip = clip
-        self.text = load_model(CLIPTextModelWithProjection, clip.path, clip.device)
         try:
             with quiet():
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(str(clip.path), local_files_only=True)
@@ -245,6 +245,7 @@ class ClipScore:
         rows = []
         for caption in captions:  # one at a time: padding then makes no difference
             tokens = self.tokenizer(caption, truncation=True, return_tensors="pt").to(self.clip.device)
-            rows.append(self.text(**tokens).text_embeds.float().cpu())
+            read = self.clip.network.text_model(**tokens).pooler_output
+            rows.append(self.clip.network.text_projection(read).float().cpu())
         text = torch.cat(rows).unsqueeze(1)  # (b, 1, d)
         return 100 * F.cosine_similarity(features, text, dim=-1).clamp(min=0).mean(1)
