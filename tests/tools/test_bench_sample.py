@@ -35,7 +35,8 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
     assert lines[0].split()[-4:] == list(ATTRIBUTES)
     written = settings.read_text("utf-8")
     assert commands.exit_code(*FEW, str(run), "--broadcast", settings, "--json") == 0
-    figures = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)
+    figures = told["figures"]
     assert settings.read_text("utf-8") == written
     assert figures["broadcast"]["every"] == json.loads(written)["every"]
     assert told["torch"] == machine["torch"]
@@ -55,8 +56,8 @@ def test_only_the_ways_that_are_asked_for(run: Path, tmp_path: Path, capsys: pyt
     assert commands.exit_code(*few, str(run), *asked, "--json") == 0
     said = capsys.readouterr()
     assert "note: attention broadcast was calibrated with 7 steps: " in said.err
-    assert json.loads(said.out)["broadcast"]["every"] == {"time": 2}
-    rows = {row["name"]: row for row in json.loads(said.out)["ways"]}
+    assert json.loads(said.out)["figures"]["broadcast"]["every"] == {"time": 2}
+    rows = {row["name"]: row for row in json.loads(said.out)["figures"]["ways"]}
     assert list(rows) == ["plain, 6 steps", "plain, 4 steps", "first-block=1e9", "broadcast"]
     assert rows["first-block=1e9"]["passes"] == 5  # of two blocks, the first at 4 steps and the second at one; guided
     assert rows["broadcast"]["psnr_plain"] is not None
