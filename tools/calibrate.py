@@ -43,7 +43,8 @@ def main(
     from mmdit.pipelines.loading import WEIGHTS, find_broadcast, find_source, load_pipeline
     from mmdit.pipelines.output import check_writable
     from mmdit.pipelines.request import check_choice, check_sampling
-    from mmdit.tools.generate import _device, _notes
+    from mmdit.tools.clip_options import device_of
+    from mmdit.tools.generate import _notes
     from mmdit.tools.progress import progress_line
 
     found = find_source(source, fallback=fallback)
@@ -57,7 +58,7 @@ def main(
     path = find_broadcast(found, weights)
     check_writable(path)
     with _notes(), progress_line("calibrate", "tries") as advance:
-        pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(device))
+        pipeline = load_pipeline(found, weights=weights, codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
         if sampler is not None:
             pipeline.use_sampler(sampler)

@@ -13,8 +13,6 @@ import typer
 from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
-    import torch
-
     from mmdit.pipelines.clip_pipeline import ClipPipeline
     from mmdit.pipelines.filling import Call
     from mmdit.pipelines.loading import Source
@@ -93,6 +91,7 @@ def main(
     from mmdit.pipelines.prompt_list import read_size
     from mmdit.pipelines.request import check_choice, check_sampling
     from mmdit.pipelines.wishes import Sampling
+    from mmdit.tools.clip_options import device_of
     from mmdit.tools.progress import progress_line
 
     # Everything that can be refused without a model is refused before one is loaded.
@@ -117,7 +116,7 @@ def main(
     with _notes(), process_group(device) as group:
         if asked is None and guidance == 1 and group.is_first:
             logging.getLogger("mmdit").warning("made without guidance: the model was always told its conditions")
-        pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(group.device))
+        pipeline = load_pipeline(found, weights=weights, codec=codec, device=device_of(group.device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
         pipeline.always_given, pipeline.always_force = given, force_given
         if sampler is not None:
@@ -235,22 +234,6 @@ def _interval(text: str | None) -> tuple[float, float] | None:
         raise Refused("not an interval", where="--guidance-interval", got=repr(text[:40]),
                       expected="LOWEST-HIGHEST timestep, for example 200-900")  # fmt: skip
     return Guidance(interval=(float(match[1]), float(match[2]))).interval
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    from mmdit.errors import Refused
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["it cannot be used"])[0]
-        raise Refused("no such device here", where="--device", got=f"{name} ({reason})", expected="cpu, ...") from None
-    return device
 
 
 @contextlib.contextmanager

@@ -44,7 +44,8 @@ def main(
     from mmdit.pipelines.loading import call_facts, find_source, load_pipeline
     from mmdit.pipelines.output import check_writable, output_format, write_output
     from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
-    from mmdit.tools.generate import _device, _notes
+    from mmdit.tools.clip_options import device_of
+    from mmdit.tools.generate import _notes
 
     note, places = _read(file)
     source = checkpoint or places.get("source")
@@ -60,7 +61,7 @@ def main(
     given, _ = read_given(paths.get("image"), paths.get("last_image"), paths.get("extend"), clip=found.clip,
                           size=_size(note), force=True)  # fmt: skip
     with _notes(), _threads(note.get("threads")):
-        pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=_device(device))
+        pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
         pipeline.always_given, pipeline.always_force = given, True  # it could be made, so it can be again
         own = type(pipeline.scheduler).__name__
