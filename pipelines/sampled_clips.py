@@ -70,6 +70,7 @@ class SampledClips:
     def __init__(self, pipeline: ClipPipeline, rows: Sequence[Row], how: How, view: View | None = None) -> None:
         self.pipeline, self.rows, self.how, self.view = pipeline, rows, how, view or View()
         self._reads_captions = pipeline.has_text and any(row["caption"] is not None for row in rows)
+        self._asks_nothing = not pipeline.has_text and pipeline.labels is None
         default = pipeline.default_size()
         self.frames = 1 if self.view.frames == 1 else default[0]
         self.view.start(self.frames, None, "the model's clips")
@@ -80,12 +81,17 @@ class SampledClips:
 
         given: "image" and "last_image", lists of pictures, one a clip, and "force_given", of `ClipPipeline.__call__`.
         """
+        if self._asks_nothing and given and len(numbers) > 1:  # a call then has one condition, and pictures for one
+            parts = [{name: v[i : i + 1] if isinstance(v, list) else v for name, v in given.items()}
+                     for i in range(len(numbers))]  # fmt: skip
+            return torch.cat([self.read([number], **part) for number, part in zip(numbers, parts, strict=True)])
         rows = [self.rows[number] for number in numbers]
         by_label = self.pipeline.labels is not None and not self._reads_captions
         made = self.pipeline(
             [row["caption"] or "" for row in rows] if self.pipeline.has_text else None,
             [row["label"] for row in rows] if by_label and rows[0]["label"] is not None else None,
             **given,
+            num_clips_per_prompt=len(rows) if self._asks_nothing else 1,
             num_frames=self.frames,
             num_inference_steps=self.how.steps,
             guidance_scale=self.how.guidance,
