@@ -35,11 +35,12 @@ def _distances(network: str, values: dict[str, Any]) -> list[str]:
     few = min(samples.values()) <= values["features"]
     lines = [
         f"by {network}, {values['features']} features, {samples['generated']} samples against {samples['real']}"
-        + (" (fewer samples than features: compare only at equal numbers)" if few else ""),
+        + (" (no more samples than features: the extrapolation is rough)" if few else ""),
         f"  Fréchet distance    {_number(values['frechet'])}   extrapolated to endlessly many samples "
         f"{_number(values['frechet_extrapolated'])}, so the bias at {samples['generated']} is "
         f"{_number(values['frechet_bias'])}",
-        f"  KID                 {values['kid']:.6f} ± {values['kid_deviation']:.6f} (subsets of {values['kid_size']})",
+        f"  KID                 {_number(values['kid'])} ± {_number(values['kid_deviation'])} "
+        f"(subsets of {values['kid_size']})",
     ]
     if values["precision"] is not None:
         lines.append(f"  precision, recall   {values['precision']:.3f}, {values['recall']:.3f}")

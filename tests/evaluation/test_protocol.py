@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mmdit.diffusion import SAMPLERS
 from mmdit.errors import Refused
+from mmdit.evaluation.features import NETWORKS
 from mmdit.evaluation.protocol import load_protocol
 
 SHIPPED = sorted(
@@ -15,7 +17,9 @@ SHIPPED = sorted(
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_protocol_is_whole(name: str) -> None:
-    assert load_protocol(name).samples >= 2
+    rules = load_protocol(name)
+    assert set(rules.networks) <= set(NETWORKS)
+    assert rules.sampler is None or rules.sampler in SAMPLERS
 
 
 def test_a_file_and_changes(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_samples_of_a_model_beside_real_clips(place: Path, capsys: pytest.Captur
     assert len(found["model"]["checkpoint"]) == len(found["networks"]["probe"]) == len(found["real"]["fingerprint"])
     assert found["versions"].keys() >= {"mmdit", "torch"}
     shown = capsys.readouterr().out
-    for said in ("3 samples against 4", "the bias at 3 is", "fewer samples than features", "flicker", "colour"):
+    for said in ("3 samples against 4", "the bias at 3 is", "no more samples than features", "flicker", "colour"):
         assert said in shown
     again = result(place, *asked, "--batch", 3)["figures"]
     assert again["attributes"] == figures["attributes"]
