@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdit.diffusion import RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
-from mmdit.evaluation.clip_sets import FolderClips, RealClips, Row, StoreClips
+from mmdit.evaluation.clip_sets import FolderClips, RealClips, Row, StoreClips, drawn_places
 from mmdit.evaluation.features import find_network, least_frames
 from mmdit.evaluation.given import attributes_of
 from mmdit.evaluation.probe import load_probe
@@ -52,7 +52,7 @@ def view_of(rules: Protocol) -> View:
 
 def is_model(path: Path) -> bool:
     """Whether a folder is one to generate from: a run, a checkpoint or a pipeline; else it is one of clips."""
-    return any((path / name).exists() for name in ("model_index.json", "checkpoints", "state.json", "run"))
+    return any((path / name).exists() for name in ("model_index.json", "checkpoints", "state.json", "run/checkpoints"))
 
 
 def plan_given(
@@ -94,24 +94,29 @@ def plan_samples(
     """
     networks = _networks(rules, weights)
     view = view_of(rules)
+    if not path.is_dir():
+        raise Refused("nothing to measure", where=path, got="no such folder",
+                      expected="a run, a checkpoint, a pipeline folder, or a folder of clips")  # fmt: skip
     model = find_source(path, fallback=fallback) if is_model(path) else None
     if model is not None:
         _check_sampler(model, rules)
     codec_clips = None
+    prompts: Sequence[Row] = ()
     if isinstance(against, LatentStore):
         if rules.pixels == "reconstructions":
             _check_codec(model, against)
         real: RealClips = StoreClips(against, rules.real_split, view, count=rules.real, seed=rules.seed,
                                      reconstructed=rules.pixels == "reconstructions")  # fmt: skip
-        prompts: RealClips = StoreClips(against, rules.prompt_split, View(1, size=(1, 1)), count=None, seed=rules.seed,
-                                        reconstructed=True)  # fmt: skip
+        if model is not None:
+            places = drawn_places(against, rules.prompt_split, count=None, seed=rules.seed)[: rules.samples]
+            prompts = [against.row(place) for _, place in places]
         if model is not None and rules.codec_clips and rules.pixels == "originals":
             count = min(rules.codec_clips, len(against.split(rules.real_split)))
             codec_clips = StoreClips(against, rules.real_split, View(), count=count, seed=rules.seed)
     else:
         real = FolderClips(against, view, count=rules.real, seed=rules.seed, drawn_start=True)
-        prompts = real
-    clips, rows, size = _measured(path, model, rules, view, prompts.rows)
+        prompts = real.rows
+    clips, rows, size = _measured(path, model, rules, view, prompts)
     _check_sizes(rules, networks, size, real)
     if rules.clip_score and not all(row.get("caption") is not None for row in rows):
         raise Refused("clips without captions have no CLIP score", got="clip_score true", fix="say clip_score=false")

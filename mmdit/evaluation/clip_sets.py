@@ -105,6 +105,19 @@ class RealClips:
         raise NotImplementedError
 
 
+def drawn_places(store: LatentStore, split: str, *, count: int | None, seed: int) -> list[tuple[str, int]]:
+    """Ids and rows of the first `count` clips of a split (None: all), in an order drawn by `seed` from the ids.
+
+    Raises Refused where there is no such split, or fewer clips than asked for.
+    """
+    places = store.split(split)
+    if not places:
+        known = ", ".join(sorted({group.split for group in store.groups}))
+        raise Refused("no such split", where=store.place, got=split, expected=f"one of {known}")
+    ids = store.column("id", places.start, len(places)).to_pylist()
+    return _drawn(zip(ids, places, strict=True), count, seed, f"{store.place}, split {split}")
+
+
 class StoreClips(RealClips):
     """Clips of one split of a store: the first `count` in an order drawn by `seed` from their ids.
 
@@ -122,13 +135,7 @@ class StoreClips(RealClips):
     def __init__(
         self, store: LatentStore, split: str, view: View, *, count: int | None, seed: int, reconstructed: bool = False
     ) -> None:
-        places = store.split(split)
-        if not places:
-            known = ", ".join(sorted({group.split for group in store.groups}))
-            raise Refused("no such split", where=store.place, got=split, expected=f"one of {known}")
-        where = f"{store.place}, split {split}"
-        ids = store.column("id", places.start, len(places)).to_pylist()
-        drawn = _drawn(zip(ids, places, strict=True), count, seed, where)
+        where, drawn = f"{store.place}, split {split}", drawn_places(store, split, count=count, seed=seed)
         rows = [store.row(place) for _, place in drawn]
         super().__init__([id for id, _ in drawn], rows, view, seed=seed, where=where, reader=ClipReader(READERS))
         self._places, self._store, self._reconstructed = [place for _, place in drawn], store, reconstructed

@@ -135,6 +135,7 @@ def test_what_is_known_of_real_clips_is_not_measured_again(
         (("--given", "middle"), "unknown kind of given frames, got 'middle'"),
         (("--given", "last"), "not trained with such given frames, got last, expected first"),
         (("real_split=nothing",), "no such split"),
+        (("prompt_split=nothing",), "no such split"),
         (("real=5000",), "too few clips"),
         (("frames=16",), "clips too short"),
         (("size=[32,32]", "frames=2", "networks=[i3d]"), "the weights of a feature network are not here, got i3d"),
@@ -145,6 +146,8 @@ def test_what_is_known_of_real_clips_is_not_measured_again(
         (("drift_network=i3d",), "this network sees no single frames"),
         (("conditions=labels",), "this model has no labels"),
         (("sampler=none",), "sampler"),
+        (("--given", "first", "sampler=none"), "sampler"),
+        (("--given", "first", "given_split=nothing"), "no such split"),
         (("samples=0",), "samples does not fit"),
         (("--protocol", "mine"), "no such protocol, got mine"),
         (("--weights", "best"), "unknown weights"),
@@ -162,6 +165,11 @@ def test_bad_input_is_refused_in_one_line_before_a_model_is_loaded(
     assert exit_code("evaluate", place / "run", *QUICK, "--store", place / "store", *words) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1
+
+
+def test_what_is_not_there_is_not_measured(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("evaluate", place / "nothing", "--store", place / "store") == 2
+    assert "nothing to measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
