@@ -28,16 +28,14 @@ def main(
 ) -> None:
     """Makes a generated file again, from the note in it. On the same platform the pixels are identical.
 
-      What frames were given (--image, --last-image, --extend) is read where it lay, or beside the file, and must not
-      have changed.
+    Where they are not, the file is written all the same, what differs (the checkpoint, a version, the device) is said
+    in one line, and the exit code is 3. Given frames are read where they lay, or beside the file, and must not have
+    changed.
 
-      Where they are not, the file is written all the same, what differs (the checkpoint, a version, the device) is said
-      in one line, and the exit code is 3.
-
-      Example:
-        mmdit regenerate clips/0-a-red-coat.mp4
-        mmdit regenerate begun.mp4 --image photos/coat.jpg
-    mmdit regenerate coat.mp4 --checkpoint runs/mine --out coat-again.mp4
+    Example:
+      mmdit regenerate clips/0-a-red-coat.mp4
+      mmdit regenerate coat.mp4 --checkpoint runs/mine --out coat-again.mp4
+      mmdit regenerate begun.mp4 --image photos/coat.jpg
     """
     from mmdit.errors import OverBudget, Refused
     from mmdit.pipelines.given_files import find_given, read_given
