@@ -97,11 +97,14 @@ def test_the_order_of_files_makes_no_difference(place: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_two_processes_make_no_difference(place: Path, tmp_path: Path) -> None:
+    make_clips(tmp_path / "many", 72, seed=1, size=(32, 32), frames=3, fps=8)  # more than two parts of 32
     program, out = Path(str(mmdit.tools.evaluate.__file__)), tmp_path / "result.json"
-    words = (place / "some", "samples=6", "real=null", "--clips", place / "clips", "--cache", tmp_path / "pair")
-    ended = end_pair(start_pair(program, *words, "--device", "cpu", "--out", out))
+    many = tmp_path / "many"
+    words = (many, "samples=70", "real=null", "kid_size=9", "--clips", many, "--device", "cpu")
+    ended = end_pair(start_pair(program, *words, "--cache", tmp_path / "pair", "--out", out))
     assert [code for code, _ in ended] == [0, 0], ended
-    alone = result(place, *words[:-2], "--device", "cpu")
+    alone = result(place, *words)
+    assert alone["figures"]["attributes"]["colour"]["real"]["count"] == 72
     assert json.loads(out.read_text())["figures"] == alone["figures"]
 
 
