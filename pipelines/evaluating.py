@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdit import __version__
+from mmdit.evaluation.clip_score import ClipScore
 from mmdit.evaluation.clip_sets import ClipSet, RealClips, StoreClips, as_bytes, as_floats
 from mmdit.evaluation.columns import (
     TOGETHER,
@@ -23,7 +24,7 @@ from mmdit.evaluation.columns import (
     flicker_column,
     reading_column,
 )
-from mmdit.evaluation.features import NETWORKS, ClipFeatures, ClipScore, Features, fingerprint_of
+from mmdit.evaluation.features import NETWORKS, ClipFeatures, Features, fingerprint_of
 from mmdit.evaluation.figures import attribute_figures, codec_figures, distance_figures, mean_figures
 from mmdit.evaluation.given import attributes_of, compare_given, given_figures
 from mmdit.evaluation.over_time import FLICKER_FRAMES

@@ -7,8 +7,9 @@ from typing import Any
 
 from mmdit.diffusion import RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
-from mmdit.evaluation.clip_sets import FolderClips, RealClips, Row, StoreClips, drawn_places
+from mmdit.evaluation.clip_sets import RealClips, Row, StoreClips, drawn_places
 from mmdit.evaluation.features import find_network, least_frames
+from mmdit.evaluation.folder_clips import FolderClips
 from mmdit.evaluation.given import attributes_of
 from mmdit.evaluation.probe import load_probe
 from mmdit.evaluation.protocol import Protocol

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from mmdit import seeds
 from mmdit.clips.decode import BadClip, ReadRequest
-from mmdit.clips.probe import Probed
 from mmdit.clips.reader import ClipReader
-from mmdit.clips.source import SourceRules, find_source
 from mmdit.clips.video import clip_to_frames
 from mmdit.errors import Refused, Stopped
 from mmdit.evaluation.view import View
 from mmdit.latents.codec import Codec
-from mmdit.latents.facts import find_facts, read_facts, where_of
+from mmdit.latents.facts import read_facts, where_of
 from mmdit.latents.store import LatentStore
 from mmdit.latents.verify import check_codec
 
@@ -47,7 +45,7 @@ class ClipSet(Protocol):
 
 
 class RealClips:
-    """Clips that are there: those of a store, or files. Use `store_clips` and `folder_clips` to make one.
+    """Clips that are there: those of a store, or files. `StoreClips` and `FolderClips` are the kinds.
 
     Raises:
         Refused: clips too short or of unlike size for the view.
@@ -115,7 +113,7 @@ def drawn_places(store: LatentStore, split: str, *, count: int | None, seed: int
         known = ", ".join(sorted({group.split for group in store.groups}))
         raise Refused("no such split", where=store.place, got=split, expected=f"one of {known}")
     ids = store.column("id", places.start, len(places)).to_pylist()
-    return _drawn(zip(ids, places, strict=True), count, seed, f"{store.place}, split {split}")
+    return drawn(zip(ids, places, strict=True), count, seed, f"{store.place}, split {split}")
 
 
 class StoreClips(RealClips):
@@ -135,10 +133,10 @@ class StoreClips(RealClips):
     def __init__(
         self, store: LatentStore, split: str, view: View, *, count: int | None, seed: int, reconstructed: bool = False
     ) -> None:
-        where, drawn = f"{store.place}, split {split}", drawn_places(store, split, count=count, seed=seed)
-        rows = [store.row(place) for _, place in drawn]
-        super().__init__([id for id, _ in drawn], rows, view, seed=seed, where=where, reader=ClipReader(READERS))
-        self._places, self._store, self._reconstructed = [place for _, place in drawn], store, reconstructed
+        where, taken = f"{store.place}, split {split}", drawn_places(store, split, count=count, seed=seed)
+        rows = [store.row(place) for _, place in taken]
+        super().__init__([id for id, _ in taken], rows, view, seed=seed, where=where, reader=ClipReader(READERS))
+        self._places, self._store, self._reconstructed = [place for _, place in taken], store, reconstructed
         source = (store.meta.get("made") or {}).get("source")
         if not reconstructed and (source is None or not Path(source).is_dir()):
             raise Refused(
@@ -173,82 +171,12 @@ class StoreClips(RealClips):
         )  # fmt: skip
 
 
-class FolderClips(RealClips):
-    """Videos, or images where the view is of one frame, below a folder, or as a table in it lists them.
-
-    They are in an order drawn by `seed` from the sha256 of their bytes, and what the table says of them goes along.
-
-    Args:
-        count: None for all.
-        drawn_start: longer videos are cut at a place drawn by `seed`, not at their beginning.
-
-    Raises:
-        Refused: no clips, fewer than asked for, or one that cannot be read.
-    """
-
-    def __init__(self, folder: Path, view: View, *, count: int | None, seed: int, drawn_start: bool = False) -> None:
-        found = find_source(folder, rules=SourceRules(media="all" if view.frames == 1 else "video"))
-        known, asked = _captions(folder), found.clips
-        reader = ClipReader(READERS)
-        facts = find_facts(found.folder, asked, {}, reader)
-        listed = []
-        for clip in asked:
-            fact = facts[clip.path]
-            if fact.probed is None:
-                raise Refused("a clip cannot be read", where=folder / clip.path, got=fact.reason or fact.sha256)
-            first, frames = _span(clip, fact.probed)
-            row = {**clip.attributes, "caption": clip.caption, "label": clip.label, **known.get(clip.path, {})}
-            row |= {"source": clip.path, "first": first, "frames": frames, "fps": fact.probed.fps or 1.0,
-                    "height": fact.probed.size[0], "width": fact.probed.size[1], "part": fact.part}  # fmt: skip
-            listed.append((f"{fact.sha256}-{first}-{frames}", row))
-        drawn = _drawn(listed, count, seed, folder)
-        rows = [row for _, row in drawn]
-        start = seed if drawn_start else None
-        super().__init__([id for id, _ in drawn], rows, view, seed=start, where=folder, reader=reader)
-        self._root = found.folder
-
-    def _skipped(self, number: int) -> int:
-        return 0  # no more is read than is shown
-
-    def _request(self, number: int) -> ReadRequest:
-        row = self.rows[number]
-        file, offset, length = where_of(self._root, row["source"], row["part"])
-        first = row["first"] + self.starts[number]
-        return ReadRequest(
-            path=str(file.absolute()), offset=offset, length=length, frames=self._view.span(row["frames"]),
-            size=(row["height"], row["width"]), fps=row["fps"], start=first / row["fps"] if first else None, stride=1,
-        )  # fmt: skip
-
-
-def _drawn(listed: Iterable[tuple[str, Any]], count: int | None, seed: int, where: object) -> list[tuple[str, Any]]:
-    """The first `count` pairs of id and value, in an order drawn by `seed` from the ids."""
+def drawn(listed: Iterable[tuple[str, Any]], count: int | None, seed: int, where: object) -> list[tuple[str, Any]]:
+    """The first `count` pairs of id and value, in an order drawn by `seed` from the ids; Refused for fewer of them."""
     pairs = sorted(listed, key=lambda pair: (seeds.seed_at(seed, "order", pair[0]), pair[0]))
     if count is not None and count > len(pairs):
         raise Refused("too few clips", where=where, got=len(pairs), expected=count)
     return pairs[:count]
-
-
-def _span(clip: Any, probed: Probed) -> tuple[int, int]:
-    """The number of the first frame of a clip in its video, and the number of its frames."""
-    if probed.kind == "image":
-        return 0, 1
-    rate = probed.fps or 1.0
-    total = probed.frames if probed.frames is not None else int(probed.duration * rate + 1e-3)
-    first = round((clip.start or 0.0) * rate)
-    last = total if clip.end is None else min(total, round(clip.end * rate))
-    return first, max(1, last - first)
-
-
-def _captions(folder: Path) -> dict[str, Row]:
-    """Of a folder that `mmdit generate` filled: prompt and label of each file."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return {row["file"]: {"caption": row.get("prompt"), "label": row.get("label")} for row in rows}
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused("not the manifest of a folder of clips", where=path, got=error) from None
 
 
 def as_bytes(clips: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdit import files, seeds
+from mmdit.evaluation.clip_score import ClipScore
 from mmdit.evaluation.clip_sets import as_floats
-from mmdit.evaluation.features import ClipScore, Features
+from mmdit.evaluation.features import Features
 from mmdit.evaluation.over_time import drift, flicker, ssim
 from mmdit.evaluation.probe import Probe
 from mmdit.evaluation.score import psnr

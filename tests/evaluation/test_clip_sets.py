@@ -14,7 +14,8 @@ from videos import STEP, levels, write, write_waves
 
 from mmdit.clips.video import write_image
 from mmdit.errors import Refused, Stopped
-from mmdit.evaluation.clip_sets import FolderClips, StoreClips, as_bytes, as_floats
+from mmdit.evaluation.clip_sets import StoreClips, as_bytes, as_floats
+from mmdit.evaluation.folder_clips import FolderClips
 from mmdit.evaluation.view import View
 from mmdit.latents.store import LatentStore
 
@@ -22,6 +23,7 @@ from mmdit.latents.store import LatentStore
 @pytest.fixture(autouse=True)
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmdit.evaluation.clip_sets.ClipReader", Direct)
+    monkeypatch.setattr("mmdit.evaluation.folder_clips.ClipReader", Direct)
 
 
 def numbers(clip: torch.Tensor) -> list[int]:

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
+from networks import FRAMES, save_clip, save_i3d, save_inception, save_videomae
+from torch import Tensor
 
 from mmdit.errors import Refused
+from mmdit.evaluation.clip_score import ClipScore
 from mmdit.evaluation.features import (
     NETWORKS,
     ClipFeatures,
-    ClipScore,
     Features,
     find_network,
     fingerprint_of,
@@ -22,51 +23,14 @@ from mmdit.evaluation.features import (
 )
 
 CPU = torch.device("cpu")
-FRAMES = 4
-
-
-class LikeI3d(nn.Module):
-    """Takes what i3d_torchscript.pt takes, and says what it got."""
-
-    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
-        assert x.dim() == 5 and x.size(1) == 3 and x.dtype == torch.float32
-        assert rescale and resize and return_features
-        return torch.stack([x.mean((1, 2, 3, 4)), x.amax((1, 2, 3, 4)), x[:, :, 0].mean((1, 2, 3))], 1)
-
-
-class LikeInception(nn.Module):
-    def forward(self, x: Tensor, return_features: bool) -> Tensor:
-        assert x.dim() == 4 and x.size(1) == 3 and x.dtype == torch.uint8 and return_features
-        return x.float().mean((2, 3))
-
-
-def save_clip(folder: Path) -> None:
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    entries = letters + [f"{letter}</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {entry: position for position, entry in enumerate(entries)}
-    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-    width = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = dict.fromkeys(("eos_token_id", "pad_token_id"), vocabulary["<|endoftext|>"])
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 40, **ends, **width}
-    vision = {"image_size": 16, "patch_size": 8, **width}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder)
-
-
-def save_videomae(folder: Path) -> None:
-    config = transformers.VideoMAEConfig(
-        image_size=16, patch_size=8, num_frames=FRAMES, tubelet_size=2, hidden_size=16, intermediate_size=16,
-        num_hidden_layers=1, num_attention_heads=2,
-    )  # fmt: skip
-    transformers.VideoMAEModel(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Features]:
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
-    torch.jit.script(LikeI3d()).save(str(folder / "i3d.pt"))
-    torch.jit.script(LikeInception()).save(str(folder / "inception.pt"))
+    save_i3d(folder / "i3d.pt")
+    save_inception(folder / "inception.pt")
     save_clip(folder / "clip")
     save_videomae(folder / "videomae")
     paths = {"i3d": "i3d.pt", "inception": "inception.pt", "clip": "clip", "videomae": "videomae"}
@@ -134,6 +98,7 @@ def test_clip_score_is_a_hundred_times_the_cosine(networks: dict[str, Features])
     found = score(features, ["red coat", "red coat"])
     assert torch.allclose(found, expected, atol=1e-3)
     assert torch.allclose(score(features, ["red coat", "a long dress"])[0], found[0], atol=1e-5)
+    assert score(features, ["very " * 50, "red coat"]).isfinite().all()  # more words than it reads
 
 
 def test_a_fingerprint_is_of_bytes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from commands import exit_code
 from encoding import encode
+from networks import save_clip, save_inception
 from pairs import end_pair, start_pair
 from pooled import Direct
 
@@ -22,7 +23,8 @@ class Here(Direct):
 
 @pytest.fixture(autouse=True)
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmdit.evaluation.clip_sets.ClipReader", Here)
+    for module in ("clip_sets", "folder_clips"):
+        monkeypatch.setattr(f"mmdit.evaluation.{module}.ClipReader", Here)
 
 
 QUICK = ("samples=3", "real=4", "steps=1", "codec_clips=2", "--device", "cpu")
@@ -72,6 +74,24 @@ def test_samples_of_a_model_beside_real_clips(place: Path, capsys: pytest.Captur
     assert again["distances"]["probe"]["frechet"] == pytest.approx(by_probe["frechet"], rel=1e-4)
 
 
+def test_other_networks_and_captions(place: Path, tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    save_inception(tmp_path / "inception.pt")
+    own = ("networks=[inception,clip]", "drift_network=clip", "clip_score=true", "attributes=false", "codec_clips=0")
+    paths = ("--network", f"clip={tmp_path / 'clip'}", "--network", f"inception={tmp_path / 'inception.pt'}")
+    found = result(place, place / "run", *QUICK, *own, *paths, "--store", place / "store")
+    figures = found["figures"]
+    assert figures["distances"].keys() == {"inception", "clip"} == found["networks"].keys()
+    assert figures["distances"]["inception"]["samples"] == {"generated": 9, "real": 12}  # three frames of each clip
+    assert figures["means"].keys() == {"flicker", "drift.clip", "clip_score"}
+    assert figures["means"]["clip_score"]["real"]["count"] == 4
+    assert not figures.keys() & {"attributes", "codec"}
+    images = result(place, place / "run", *QUICK, *own[:1], "frames=1", *own[3:], *paths, "--store", place / "store",
+                    "drift_network=null")  # fmt: skip
+    assert images["figures"]["distances"]["inception"]["samples"] == {"generated": 3, "real": 4}
+    assert not images["figures"]["means"]
+
+
 def test_given_frames_are_measured_beside_the_codec(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = result(place, place / "run", *QUICK, "--store", place / "store", "--given", "first")["figures"]["given"]
     # nothing that the codec makes depends on other frames, so what is given comes back exactly as by the codec
@@ -111,7 +131,7 @@ def test_two_processes_make_no_difference(place: Path, tmp_path: Path) -> None:
 def test_what_is_known_of_real_clips_is_not_measured_again(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmdit.evaluation.clip_sets import FolderClips
+    from mmdit.evaluation.folder_clips import FolderClips
 
     words = (place / "some", *FILES, "--clips", place / "clips", "--cache", tmp_path)
     first = result(place, *words)
@@ -144,6 +164,7 @@ def test_what_is_known_of_real_clips_is_not_measured_again(
         (("size=[32,32]", "frames=2", "networks=[i3d]"), "the weights of a feature network are not here, got i3d"),
         (("--network", "i3d=/nowhere"), "nothing in the protocol asks for this network, got i3d"),
         (("networks=[i3d]", "--network", "i3d=/nowhere"), "no feature network there, in /nowhere"),
+        (("networks=[i3d]", "--network", f"i3d={__file__}"), "too few frames for a feature network, got 3 for i3d"),
         (("networks=[vgg]",), "unknown feature network, got vgg"),
         (("--network", "i3d"), "expected NAME=PATH"),
         (("drift_network=i3d",), "this network sees no single frames"),
