@@ -3,5 +3,6 @@
 from mmdit.pipelines.clip_output import ClipPipelineOutput
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.loading import load_pipeline
+from mmdit.pipelines.published import from_dit, from_latte
 
-__all__ = ["ClipPipeline", "ClipPipelineOutput", "load_pipeline"]
+__all__ = ["ClipPipeline", "ClipPipelineOutput", "from_dit", "from_latte", "load_pipeline"]

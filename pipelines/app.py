@@ -1,6 +1,5 @@
 """What stands behind the page of `mmdit app`: from a filled-in form to a clip in a folder, without the page itself."""
 
-import hashlib
 import logging
 import re
 import threading
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import mmdit
-from mmdit.clips.decode import BadClip, read_clip
-from mmdit.clips.stills import is_still
 from mmdit.clips.video import clip_to_frames
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.given_files import read_given
 from mmdit.pipelines.output import write_output
 from mmdit.pipelines.wishes import Sampling, Wish, frames_hash, made_on, wish_note
 
@@ -124,9 +121,9 @@ class Playground:
         """
         stop = stop or Stop()
         _check_filled(form, ("seed", "steps", "guidance", "height", "width", "frames"))
+        assert form.seed is not None and form.steps is not None and form.guidance is not None
         self.pipeline.latent_grid(form.frames, form.height, form.width)  # before a picture is brought to this size
-        asked: dict[str, Any] = {} if form.image is None else {"image": self._read_image(form)}
-        asked |= {"num_inference_steps": form.steps, "guidance_scale": form.guidance, "seed": form.seed}
+        image, given = self._read_image(form)
 
         def after_step(done: int, steps: int) -> None:
             stop.check()
@@ -141,9 +138,12 @@ class Playground:
                 num_frames=form.frames,
                 height=form.height,
                 width=form.width,
+                image=image,
+                num_inference_steps=form.steps,
+                guidance_scale=form.guidance,
+                seed=form.seed,
                 output_type="pt",
                 progress=after_step,
-                **asked,
             ).frames[0]  # (3, frame, height, width)
         frames = clip_to_frames(clip)
         number = 1 + max((int(path.name[:4]) for path in folder.glob("[0-9]" * 4 + "-*")), default=0)
@@ -151,7 +151,7 @@ class Playground:
         made = Made(
             folder / f"{name}.{'png' if len(frames) == 1 else 'mp4'}",
             folder / "stills" / f"{name}.png",
-            self._about(form, frames),
+            self._about(form, given, frames),
             tuple(notes),
         )
         write_output(made.still, frames[len(frames) // 2][None], self.fps, {})
@@ -165,21 +165,22 @@ class Playground:
             return False
         return True
 
-    def _read_image(self, form: Form) -> Image.Image:
-        assert form.image is not None and form.height is not None and form.width is not None
+    def _read_image(self, form: Form) -> tuple[np.ndarray | None, dict[str, Any]]:
+        """The first frame, uint8 (height, width, 3), and what the files say of it; (None, {}) for a form without."""
+        if form.image is None:
+            return None, {}
         if not self.takes_image:
             raise Refused("this model begins with no given frame", got="a picture", fix="leave it out")
+        assert form.height is not None and form.width is not None
+        path, config = Path(form.image), self.pipeline.config
         try:
-            if not is_still(form.image):
-                raise BadClip("not a jpg, png, webp, bmp or tif")
-            read = read_clip(form.image, frames=1, size=(form.height, form.width), fps=self.fps)
-        except (BadClip, OSError) as error:
-            raise Refused(
-                "the picture cannot be read", got=str(error), expected="a jpg, png, webp, bmp or tif"
-            ) from None
-        return Image.fromarray(read.frames[0])
+            size = form.height, form.width
+            given, note = read_given(path, clip=config.clip, size=size, trained=config.get("given_frames"))
+        except Refused as error:  # where the upload lies is of no use to who sent it
+            raise Refused(str(error).replace(str(path), path.name)) from None
+        return given.image, note
 
-    def _about(self, form: Form, frames: np.ndarray) -> dict[str, Any]:
+    def _about(self, form: Form, given: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
         """How a file was made, as `mmdit generate` writes it: all that it takes to make it again."""
         assert form.height is not None and form.width is not None
         assert form.seed is not None and form.steps is not None and form.guidance is not None
@@ -192,7 +193,7 @@ class Playground:
         return {
             **self.facts,
             **wish_note(self.pipeline, wish, 0, Sampling(form.seed, form.steps, form.guidance)),
-            **({"given": {"image": _file(Path(form.image))}} if form.image else {}),
+            **given,
             **made_on(self.pipeline),
             "batch": [1, 0],
             "frames_sha256": frames_hash(frames),
@@ -225,10 +226,6 @@ def _noted() -> Iterator[list[str]]:
         yield notes
     finally:
         library.removeHandler(handler)
-
-
-def _file(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _slug(words: str) -> str:

@@ -14,8 +14,11 @@ from mmdit.pipelines.app import Form, Made, Playground, Stop
 
 log = logging.getLogger(__name__)
 
-# The first ones are enough to read; the file holds all.
-SHOWN = ("prompt", "label", "frames", "size", "fps", "seed", "steps", "guidance", "sampler", "step", "weights")
+# What is read beside a clip, in these words; the file holds all.
+SHOWN = {
+    "prompt": "prompt", "label": "label", "given": "first frame", "frames": "frames", "size": "size", "fps": "fps",
+    "seed": "seed", "steps": "steps", "guidance": "guidance", "step": "trained for", "weights": "weights",
+}  # fmt: skip
 MOST_KEPT = 200  # clips of one visit
 CSS = """
 .said p { margin: 0; padding: .6em .8em; border-left: 4px solid; border-radius: 4px; overflow-wrap: anywhere }
@@ -136,10 +139,10 @@ class Page:
             with gr.Row():
                 tall = gr.Number(height, label="Height", precision=0, step=steps[0], min_width=100)
                 wide = gr.Number(width, label="Width", precision=0, step=steps[1], min_width=100)
-            number = gr.Slider(1, 100, 12, step=1, precision=0, label="Steps")
-            guidance = gr.Slider(
-                0, 10, pipeline.null_conditions.default_guidance(), step=0.1, label="Guidance", info="1 is without"
-            )
+            own, unsaid = pipeline.defaults, pipeline.null_conditions.default_guidance()
+            number = gr.Slider(1, max(100, own.steps), own.steps, step=1, precision=0, label="Steps")
+            scale = unsaid if own.guidance is None else own.guidance
+            guidance = gr.Slider(0, 10, scale, step=0.1, label="Guidance", info="1 is without")
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
             self.cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=80)
@@ -195,8 +198,16 @@ def _sentence(text: str, kind: str) -> str:
 
 
 def _facts(about: dict[str, Any]) -> str:
-    rows = [(name, about[name]) for name in SHOWN if about.get(name) not in (None, "")]
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in rows) + "</dl>"
+    rows = [(words, _value(name, about[name])) for name, words in SHOWN.items() if about.get(name) not in (None, "")]
+    return "<dl>" + "".join(f"<dt>{words}</dt><dd>{escape(value)}</dd>" for words, value in rows) + "</dl>"
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "given":
+        return str(value["image"]["file"])
+    if name == "step":
+        return f"{value} steps"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _thumbnail(made: Made) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """How far attention can be broadcast with these weights: found by sampling, and kept in a small file."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from mmdit import files
 from mmdit.errors import Refused, Stopped
 from mmdit.evaluation.score import psnr
 from mmdit.models.caching import Broadcast, attentions
+from mmdit.pipelines.broadcast_file import BROADCAST_FORMAT, sampler_of, weights_of
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.faster import BROADCAST_FORMAT, weights_of
 
 INTERVALS = ((0.0, 1000.0), (100.0, 950.0), (100.0, 900.0))  # timesteps, from all of the schedule to its middle
 MOST = 6  # steps from one computation to the next
@@ -30,7 +31,9 @@ class Calibrated:
     call: dict[str, Any]
 
 
-def calibrate_broadcast(pipeline: ClipPipeline, *, floor: float, **call: Any) -> Calibrated:
+def calibrate_broadcast(
+    pipeline: ClipPipeline, *, floor: float, after_try: Callable[[int, int], None] | None = None, **call: Any
+) -> Calibrated:
     """The broadcast that computes the fewest attentions with every clip at `floor` dB or more against the uncached one.
 
     Each kind of attention is computed more and more seldom, in turns, for as long as all clips keep to the floor. The
@@ -38,24 +41,30 @@ def calibrate_broadcast(pipeline: ClipPipeline, *, floor: float, **call: Any) ->
 
     Args:
         floor: PSNR in dB of decoded clips, more than 0.
+        after_try: called with (tries done, tries at most).
         call: what the pipeline is called with: prompts, number of steps, guidance, seed and so on.
 
     Raises:
         Refused: a floor of 0 or less, or a pipeline whose cache is on.
         Stopped: nothing can be broadcast at this floor.
     """
-    if not floor > 0:
-        raise Refused("the floor is out of range", got=floor, expected="more than 0 dB")
+    check_floor(floor)
     plain = pipeline(**call, output_type="pt").frames
     times = pipeline.scheduler.timesteps.tolist()
     kinds = [kind for block in pipeline.transformer.blocks for kind in attentions(block).values()]
 
+    most, tries = len(INTERVALS) * len(set(kinds)) * (MOST - 1), 0
+
     def lowest(how: Broadcast) -> float:
+        nonlocal tries
         pipeline.enable_attention_broadcast(how)
         try:
             made = pipeline(**call, output_type="pt").frames
         finally:
             pipeline.disable_cache()
+        tries += 1
+        if after_try is not None:
+            after_try(tries, most)
         return float(torch.nan_to_num(psnr(made, plain), nan=0.0, posinf=math.inf).min())
 
     found: list[Calibrated] = []
@@ -74,6 +83,12 @@ def calibrate_broadcast(pipeline: ClipPipeline, *, floor: float, **call: Any) ->
     if not best.how.every:
         raise Stopped("no attention can be broadcast at this floor", got=f"{floor} dB", fix="ask for a lower one")
     return best
+
+
+def check_floor(floor: float) -> None:
+    """Refused for a floor that no clip could miss."""
+    if not floor > 0:
+        raise Refused("the floor is out of range", got=floor, expected="more than 0 dB")
 
 
 def _more(how: Broadcast, kind: str, kinds: list[str], timesteps: list[float]) -> Broadcast | None:
@@ -112,7 +127,7 @@ def save_broadcast(path: str | Path, found: Calibrated, pipeline: ClipPipeline) 
             "psnr": None if found.psnr == math.inf else round(found.psnr, 2),
             "reused": round(found.reused, 4),
             "found_with": {
-                "sampler": type(pipeline.scheduler).__name__,
+                "sampler": sampler_of(pipeline),
                 **{key: found.call[key] for key in told if key in found.call},
             },
             "origin": weights_of(pipeline.config.origin),

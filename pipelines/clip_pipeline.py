@@ -4,21 +4,25 @@ Shapes: N clips in all, B in a batch, C latent channels, (F, H, W) latent grid; 
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from mmdit import files
 from mmdit.diffusion import Guidance, make_scheduler
 from mmdit.errors import Refused
 from mmdit.pipelines.call_plan import CallPlan, check_latents, plan_frames
 from mmdit.pipelines.clip_output import OUTPUT_TYPES, ClipPipelineOutput
+from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.given_frames import GivenFrames, check_guided
 from mmdit.pipelines.making import MakesClips
 from mmdit.pipelines.noise import plan_draws
 from mmdit.pipelines.request import (
     Condition,
     check_choice,
+    check_image_network,
     check_negatives,
     check_sampling,
     check_size,
@@ -41,6 +45,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         process: what the network was trained for (`mmdit.training.build.describe_process`); None: a rectified flow.
         given_frames: the kinds of given frames that it was trained with, of `mmdit.conditioning.frames.GIVEN`.
         null_conditions: which of "label" and "text" it was trained without now and then; None: nobody said it.
+        sampling: how it samples where a call does not say, the fields of `SamplingDefaults`; None: as mmdit's own do.
     """
 
     always_given = GivenFrames()
@@ -63,6 +68,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         process: dict[str, Any] | None = None,
         given_frames: Sequence[str] | None = None,
         null_conditions: Sequence[str] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -71,7 +77,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         names = list(label_names) if label_names is not None else None
         self.register_to_config(label_names=names, clip=clip, origin=origin, process=process)
         known = None if null_conditions is None else list(null_conditions)
-        self.register_to_config(given_frames=list(given_frames or ()), null_conditions=known)
+        self.register_to_config(given_frames=list(given_frames or ()), null_conditions=known, sampling=sampling)
         if transformer.config.num_classes != len(names or ()):
             raise Refused(
                 "the label names are not those of the network",
@@ -79,12 +85,23 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
                 expected=f"{transformer.config.num_classes}",
             )
 
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """How a call samples that does not say it."""
+        return read_defaults(self.config.sampling)
+
     def use_sampler(self, name: str) -> None:
         """Samples by another of `mmdit.diffusion.SAMPLERS` from now on.
 
         Raises Refused for a sampler that is unknown or does not fit the process; it lists those that do.
         """
         self.register_modules(scheduler=make_scheduler(name, self.process))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes the pipeline folder, with the file by which plain diffusers loads it; options as in diffusers."""
+        loader = Path(__file__).with_name("custom_pipeline.py").read_text(encoding="utf-8")
+        files.write_text(Path(save_directory) / "pipeline.py", loader)  # before, so that what is pushed has it
+        super().save_pretrained(save_directory, **options)
 
     def default_size(self) -> tuple[int, int, int]:
         """(frames, height, width) of the clips it was trained on."""
@@ -110,7 +127,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 12,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
@@ -143,8 +160,9 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
             overlap: the most latent frames that a window is given, and that are given of `video`; None for a third.
             force_given: give frames that the network was not trained with.
             num_frames, height, width: None for those of the training clips; one frame is an image.
-            guidance_scale: 1 is without guidance, and half the work; None for 2, or 1 where the network was never
-                trained without its conditions, so that there is nothing to lead away from.
+            num_inference_steps: None for the model's own (`defaults`), or else 12.
+            guidance_scale: 1 is without guidance, and half the work; None for the model's own, or else 2, or 1 where
+                the network was never trained without its conditions, so that there is nothing to lead away from.
             guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
             negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
@@ -163,6 +181,9 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         """
         conditions = pair_conditions(prompt, label, labels=self.labels, has_text=self.has_text)
         negatives = check_negatives(negative_prompt, len(conditions), has_text=self.has_text)
+        own = self.defaults
+        num_inference_steps = own.steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = own.guidance if guidance_scale is None else guidance_scale
         if guidance_scale is None:
             guidance_scale = self.null_conditions.default_guidance(negatives)
         check_sampling(
@@ -171,7 +192,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         )  # fmt: skip
         self.null_conditions.check(guidance_scale, conditions, negatives)
         check_choice("output type", output_type, OUTPUT_TYPES)
-        guidance = Guidance(guidance_scale, interval=guidance_interval or self._interval)
+        guidance = Guidance(guidance_scale, own.guidance_channels, guidance_interval or self._interval)
         clips = len(conditions) * num_clips_per_prompt
         draws = plan_draws(seed, first_index, generator, clips)
         asked = GivenFrames(image, last_image, video, given) or self.always_given
@@ -200,6 +221,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
     ) -> tuple[int, int, int]:
         """The latent grid (F, H, W) of clips of this size; Refused, naming the nearest size, for an impossible one."""
         default = self.default_size()
+        check_image_network(self.transformer.config, num_frames)
         return check_size(
             self.codec,
             self.transformer.config.patch_size,

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from mmdit.diffusion import samplers_for
 from mmdit.diffusion.samplers import Process
+from mmdit.errors import Refused
 from mmdit.evaluation.score import attribute_scores, psnr
 from mmdit.models import DiT
 from mmdit.models.caching import Broadcast
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.faster import read_ways
 
+FEW = (10, 8)  # steps that are tried beside half and a third
 ODE = ("dpm++2m", "unipc", "heun")  # the solvers of higher order
 
 
@@ -36,7 +39,8 @@ class Result:
     """What one way gave.
 
     calls: of the network, in a batch. passes: samples that go through a block, for each clip, on average over blocks.
-    seconds: to sample the first batch of clips, without decoding, the median of several runs. psnr, psnr_plain: mean in
+    seconds, cpu_seconds: of the clock and of this process, to sample the first batch of clips, without decoding, each
+    the median of several runs; on a CPU that others use too, the second one is what compares. psnr, psnr_plain: mean in
     dB against many plain steps, and against plain sampling of the same steps and sampler (None where it is that).
     accuracy: by attribute, the share of clips that show what was asked for; empty without a probe.
     """
@@ -46,22 +50,32 @@ class Result:
     calls: int
     passes: float
     seconds: float
+    cpu_seconds: float
     psnr: float | None
     psnr_plain: float | None
     accuracy: dict[str, float]
 
 
-def ways(process: Process, steps: int, reference: int, broadcast: Broadcast | None) -> list[Way]:
+def ways(
+    process: Process, steps: int, reference: int, broadcast: Broadcast | None, only: Sequence[str] = ()
+) -> list[Way]:
     """The ways that are compared, the first one the reference: `reference` plain steps; the second one plain `steps`.
 
     Args:
         broadcast: calibrated for these weights; None where there is none.
+        only: of what makes sampling faster only these, as `read_ways` reads them.
     """
     found = [Way(f"plain, {reference} steps", reference), Way(f"plain, {steps} steps", steps)]
+    if only:
+        for word in only:
+            named = _named(word, broadcast)
+            found.append(Way(word, steps, prepare=partial(_faster, how=named), compiled="compile" in named))
+        return found
     half, third = max(2, steps // 2), max(2, steps // 3)
-    found += [Way(f"plain, {half} steps", half), Way(f"plain, {third} steps", third)]
+    fewer = sorted({*(few for few in FEW if few < steps), half, third} - {steps}, reverse=True)
+    found += [Way(f"plain, {few} steps", few) for few in fewer]
     for sampler in (name for name in ODE if name in samplers_for(process)):
-        tried = (half, third) if sampler == "heun" else (steps, half, third)  # heun asks twice a step
+        tried = sorted({half, third}, reverse=True) if sampler == "heun" else (steps, *fewer)  # heun asks twice a step
         found += [Way(f"{sampler}, {count} steps", count, sampler) for count in tried]
     for interval in ((0.0, 900.0), (600.0, 1000.0), (600.0, 900.0)):
         guide = partial(_guide, interval=interval)
@@ -98,7 +112,7 @@ def compare(
         progress: called with (runs done, runs in all, the way's name).
     """
     pipelines, clips, counts = [], [], []
-    total, seconds = len(tried) * (runs + 1), [list[float]() for _ in tried]
+    total, seconds = len(tried) * (runs + 1), [list[tuple[float, float]]() for _ in tried]
     for number, way in enumerate(tried):
         pipeline = load()
         pipeline.set_progress_bar_config(disable=True)
@@ -114,9 +128,9 @@ def compare(
     first = {**call, "prompt": call["prompt"][: call["batch_size"]]}
     for run in range(runs):
         for number, way in enumerate(tried):
-            began = time.perf_counter()
-            _sample(pipelines[number], way, first)
-            seconds[number].append(time.perf_counter() - began)
+            began = time.perf_counter(), time.process_time()
+            _sample(pipelines[number], way, first).cpu()  # waits for a GPU
+            seconds[number].append((time.perf_counter() - began[0], time.process_time() - began[1]))
             _tell(progress, len(tried) * (run + 1) + number + 1, total, way.name)
     results = []
     for number, way in enumerate(tried):
@@ -125,7 +139,9 @@ def compare(
         calls, rows = counts[number]
         batches = -(-len(clips[number]) // call["batch_size"])
         results.append(Result(
-            way.name, way.steps, round(calls / batches), rows / len(clips[number]), statistics.median(seconds[number]),
+            way.name, way.steps, round(calls / batches), rows / len(clips[number]),
+            statistics.median(clock for clock, _ in seconds[number]),
+            statistics.median(processor for _, processor in seconds[number]),
             _mean_psnr(clips[number], clips[0]) if number else None,
             _mean_psnr(clips[number], clips[1]) if alike else None,
             {key: share.accuracy for key, share in shares.items()},
@@ -166,6 +182,20 @@ def _counted(network: DiT, *, blocks: bool) -> Iterator[Callable[[], tuple[int, 
 def _tell(progress: Callable[[int, int, str], None] | None, done: int, total: int, name: str) -> None:
     if progress is not None:
         progress(done, total, name)
+
+
+def _named(word: str, broadcast: Broadcast | None) -> dict[str, Any]:
+    """What `use_faster` takes, with the calibrated broadcast in it."""
+    ways = read_ways(word.split("+"))
+    if "broadcast" in ways:
+        if broadcast is None:
+            raise Refused("nothing can be broadcast at this floor", where="--faster", fix="ask for a lower --floor")
+        ways["broadcast"] = {"every": broadcast.every, "interval": broadcast.interval}
+    return ways
+
+
+def _faster(pipeline: ClipPipeline, *, how: dict[str, Any]) -> None:
+    pipeline.use_faster(how)
 
 
 def _guide(pipeline: ClipPipeline, **how: Any) -> None:

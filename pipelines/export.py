@@ -1,7 +1,9 @@
 """A pipeline folder to give away: weights, a model card, and the file by which plain diffusers loads it."""
 
 import json
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +14,65 @@ from mmdit import __version__, files
 from mmdit.conditioning.text import quiet
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.loading import Source
+from mmdit.pipelines.loading import Source, call_facts
+from mmdit.pipelines.request import pair_conditions
+from mmdit.pipelines.wishes import Sampling, Wish, grant
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXAMPLES = 4  # clips in the card
 CARD = "README.md"
-PIPELINE_FILE = '''\
-"""For diffusers' DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)."""
-
-from mmdit.pipelines.clip_pipeline import ClipPipeline
-
-__all__ = ["ClipPipeline"]
-'''
 
 
-def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str) -> None:
+@dataclass(frozen=True)
+class Card:
+    """What the model card is to say beside what the run tells."""
+
+    name: str
+    """Of the model: a repository of the hub, or the folder's."""
+    licence: str | None = None
+    """Of the weights, as the hub writes it (apache-2.0); None is to be filled in."""
+    examples: tuple[str, ...] = ()
+    """Prompts, or labels for a network without text, that clips are made of; with none, the run's latest samples."""
+
+
+def check_card(card: Card, source: Source) -> None:
+    """Refused for a licence that is no name of one, and for examples that the model cannot make."""
+    if card.licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", card.licence):
+        raise Refused(
+            "not a licence as the hub writes it", where="--licence", got=repr(card.licence),
+            expected="one like apache-2.0, cc-by-nc-4.0 or other",
+        )  # fmt: skip
+    if card.examples:
+        pair_conditions(
+            card.examples if source.has_text else None,
+            None if source.has_text else card.examples,
+            labels=source.labels,
+            has_text=source.has_text,
+        )
+
+
+def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str, card: Card | None = None) -> None:
     """Writes the new folder `out`: what `ClipPipeline.from_pretrained` and plain diffusers load, and a model card.
 
     The network and the text encoder are written as `dtype`; the codec stays as it is, since other weights would be
     another codec. What the card says of recipe, data and figures comes from the run that `source` lies in.
     """
+    card = card or Card(out.name)
     if dtype != "float32":
         for part in (pipeline.transformer, pipeline.text_encoder):
             if part is not None:
-                part.to(DTYPES[dtype])
+                torch.nn.Module.to(part, DTYPES[dtype])  # diffusers' own warns of parts that it would have to keep
         pipeline.register_to_config(origin={**(pipeline.config.origin or source.origin), "dtype": dtype})
     run = None if source.state is None else source.folder.parent.parent
     with files.new_folder(out) as folder:
         with quiet():
             pipeline.save_pretrained(folder)
         _forget_places(folder)
-        files.write_text(folder / "pipeline.py", PIPELINE_FILE)
-        examples = _copy_examples(run, folder) if run else []
-        files.write_text(folder / CARD, model_card(pipeline, out.name, run, source.state, examples))
+        if card.examples:
+            examples = _make_examples(pipeline, source, card.examples, folder)
+        else:
+            examples = _copy_examples(run, folder) if run else []
+        files.write_text(folder / CARD, model_card(pipeline, card, run, source.state, examples))
 
 
 def _forget_places(folder: Path) -> None:
@@ -84,28 +112,44 @@ def check_push(name: str) -> None:
 
 
 def model_card(
-    pipeline: ClipPipeline, name: str, run: Path | None, state: dict[str, Any] | None, examples: list[tuple[str, str]]
+    pipeline: ClipPipeline, card: Card, run: Path | None, state: dict[str, Any] | None, examples: list[tuple[str, str]]
 ) -> str:
     """The card as Markdown with the hub's header. `examples` are (file, what it shows)."""
     frames, height, width = pipeline.default_size()
-    ask = f'"{examples[0][1]}"' if examples and pipeline.has_text else '"..."' if pipeline.has_text else "label=0"
+    ask = json.dumps(examples[0][1] if examples else "...") if pipeline.has_text else "label=0"
+    name = json.dumps(card.name)
     parts = [
-        "---\nlicense: unknown  # to be filled in before it is given away\nlibrary_name: diffusers\n"
-        "pipeline_tag: text-to-video\ntags: [mmdit, diffusion-transformer, video]\n---\n",
-        f"# {name}\n\nClips of {frames} frames of {height}x{width} pixels (height x width), made by mmdit {__version__}"
-        f"; {sum(weight.numel() for weight in pipeline.transformer.parameters()):,} weights in the network.\n",
+        _header(card.licence, examples),
+        f"# {card.name}\n\nClips of {frames} frames of {height}x{width} pixels (height x width), made by mmdit "
+        f"{__version__}; {sum(weight.numel() for weight in pipeline.transformer.parameters()):,} weights in the "
+        f"network, in {str(pipeline.transformer.dtype).removeprefix('torch.')}.\n",
         "## Use\n\n```python\n# pip install mmdit-video\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)\n'
+        f"pipeline = DiffusionPipeline.from_pretrained({name}, custom_pipeline={name}, trust_remote_code=True)\n"
         f"frames = pipeline({ask}).frames[0]\n```\n",
     ]
     if examples:
-        parts.append("## Examples\n\n" + "\n".join(f"- [{shows}]({file})" for file, shows in examples) + "\n")
+        listed = "\n".join(f"- [{shows}]({file})" for file, shows in examples)
+        parts.append(f"## Examples\n\n<Gallery />\n\n{listed}\n")
     if state is not None:
         parts.append(_data(state))
     if run is not None:
         parts += [_figures(run), _recipe(run)]
-    parts.append("## Licence\n\nTo be filled in: that of the weights, and what the training clips allow.\n")
+    licence = card.licence or "To be filled in: that of the weights, and what the training clips allow"
+    parts.append(f"## Licence\n\n{licence}.\n")
     return "\n".join(part for part in parts if part)
+
+
+def _header(licence: str | None, examples: list[tuple[str, str]]) -> str:
+    """What the hub reads; `widget` is what it shows as a gallery."""
+    about: dict[str, Any] = {
+        "license": licence or "unknown",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-video",
+        "tags": ["mmdit", "diffusion-transformer", "video"],
+    }
+    if examples:
+        about["widget"] = [{"text": shows, "output": {"url": file}} for file, shows in examples]
+    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n"
 
 
 def _data(state: dict[str, Any]) -> str:
@@ -161,3 +205,15 @@ def _copy_examples(run: Path, folder: Path) -> list[tuple[str, str]]:
     for row in listed:
         shutil.copyfile(latest / row["file"], folder / "examples" / row["file"])
     return [(f"examples/{row['file']}", row.get("prompt") or row.get("label") or "clip") for row in listed]
+
+
+def _make_examples(
+    pipeline: ClipPipeline, source: Source, asked: tuple[str, ...], folder: Path
+) -> list[tuple[str, str]]:
+    """Makes a clip of each, as `mmdit generate` does, into examples/; (file, what it shows) of each."""
+    ending = "png" if pipeline.default_size()[0] == 1 else "mp4"
+    names = [f"examples/{number:02d}.{ending}" for number in range(len(asked))]
+    text = pipeline.has_text
+    wishes = [Wish(n, one if text else None, None if text else one) for n, one in zip(names, asked, strict=True)]
+    grant(pipeline, wishes, folder, sampling=Sampling(), metadata=call_facts(source, pipeline), batch_size=1)
+    return list(zip(names, asked, strict=True))

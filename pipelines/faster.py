@@ -1,7 +1,7 @@
 """Faster sampling without training anew: what a pipeline can be told to leave out."""
 
-import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ from torch import Tensor
 from mmdit.diffusion import Guidance, guided, two_passes
 from mmdit.errors import Refused
 from mmdit.models.caching import Broadcast, Cache, FirstBlockCache
+from mmdit.pipelines.broadcast_file import BROADCAST, copy_broadcast, missing_broadcast, read_broadcast
 
-BROADCAST_FORMAT = 1
+FIRST_BLOCK = 0.1
+WAYS = ("broadcast", "first-block", "compile")
+KNOWN_WAYS = f"broadcast, first-block, first-block=THRESHOLD ({FIRST_BLOCK}) or compile"
+log = logging.getLogger("mmdit")
 
 
 class FasterSampling:
@@ -20,26 +24,33 @@ class FasterSampling:
 
     transformer: Any
     config: Any
+    broadcast_file: Path | None = None
+    """Where the calibrated broadcast of these weights lies, if not in the folder that they were loaded from."""
     _cache: Cache | None = None
     _compiled = False
     _interval: tuple[float, float] | None = None
     _passes = 1
 
-    def enable_attention_broadcast(self, how: Broadcast | str | Path) -> None:
+    def enable_attention_broadcast(self, how: Broadcast | str | Path | None = None) -> None:
         """Takes the outputs of attentions again for some steps (arXiv 2408.12588).
 
         Args:
-            how: the settings, or the file that `mmdit.pipelines.calibration.save_broadcast` wrote for these weights.
+            how: the settings, or the file that `mmdit.pipelines.calibration.save_broadcast` wrote for these weights;
+                None for the file beside the weights, which `mmdit calibrate` writes.
 
         Raises:
-            Refused: another cache is on, the blocks are compiled, or the file is damaged or of other weights.
+            Refused: another cache is on, the blocks are compiled, or the file is damaged, of other weights or missing.
         """
         self._refuse_second_cache()
         if self._compiled:
             raise Refused("attentions in compiled blocks cannot be broadcast", fix="load the pipeline again")
+        if how is None:
+            how = self._find_broadcast()
+        if how is None:
+            raise missing_broadcast(self.config.get("_name_or_path") or "RUN", None)
         self._cache = how if isinstance(how, Broadcast) else read_broadcast(how, self.config.origin)
 
-    def enable_first_block_cache(self, threshold: float = 0.1) -> None:
+    def enable_first_block_cache(self, threshold: float = FIRST_BLOCK) -> None:
         """Leaves out all blocks but the first where that changes less than `threshold` (`FirstBlockCache`).
 
         Raises:
@@ -82,6 +93,48 @@ class FasterSampling:
             block.compile()
         self._compiled = True
 
+    def use_faster(self, ways: Mapping[str, Any] | None) -> None:
+        """Switches on what `faster` says of another pipeline, or what `read_ways` read.
+
+        Raises Refused as the `enable_...` that each stands for.
+        """
+        ways = ways or {}
+        if ways.get("compile"):
+            self.enable_compile()
+        if "broadcast" in ways:
+            how = ways["broadcast"]
+            self.enable_attention_broadcast(Broadcast(dict(how["every"]), tuple(how["interval"])) if how else None)
+        if "first_block" in ways:
+            self.enable_first_block_cache(ways["first_block"])
+
+    @property
+    def faster(self) -> dict[str, Any] | None:
+        """What is switched on, as plain values for the metadata of what is made; None for nothing."""
+        found: dict[str, Any] = {}
+        if isinstance(self._cache, Broadcast):
+            found["broadcast"] = {"every": dict(self._cache.every), "interval": list(self._cache.interval)}
+        if isinstance(self._cache, FirstBlockCache):
+            found["first_block"] = self._cache.threshold
+        if self._compiled:
+            found["compile"] = True
+        return found or None
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
+        """As in diffusers; the calibrated broadcast of these weights goes into the folder with them."""
+        path = self._find_broadcast()
+        if path is not None:
+            try:
+                copy_broadcast(path, Path(save_directory) / BROADCAST, self.config.origin)
+            except Refused as error:
+                log.warning("left out of the folder: %s", error)
+        super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
+
+    def _find_broadcast(self) -> Path | None:
+        if self.broadcast_file is not None:
+            return self.broadcast_file
+        folder = self.config.get("_name_or_path")  # where diffusers loaded it from
+        return Path(folder) / BROADCAST if folder and (Path(folder) / BROADCAST).is_file() else None
+
     def _refuse_second_cache(self) -> None:
         if self._cache is not None:
             raise Refused("a cache is on", got=self._cache, fix="call disable_cache() first")
@@ -98,25 +151,28 @@ class FasterSampling:
         return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, guidance)
 
 
-def read_broadcast(path: str | Path, origin: dict[str, Any] | None) -> Broadcast:
-    """The calibrated settings in a file; Refused for a damaged one, or one of other weights than `origin` names."""
-    path = Path(path)
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format"] != BROADCAST_FORMAT:
-            raise Refused("a broadcast of another format", where=path, got=stored["format"], expected=BROADCAST_FORMAT)
-        low, high = stored["interval"]
-        how, of = Broadcast(stored["every"], (float(low), float(high))), stored["origin"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused("no whole broadcast settings", where=path, got=f"{type(error).__name__}: {error}") from None
-    now = weights_of(origin)
-    if of != now:
-        raise Refused("the broadcast was calibrated for other weights", where=path, got=of, expected=now)
-    return how
+def read_ways(words: list[str] | None) -> dict[str, Any]:
+    """What `use_faster` takes, of "broadcast", "first-block", "first-block=THRESHOLD" and "compile".
 
-
-def weights_of(origin: dict[str, Any] | None) -> dict[str, Any]:
-    """What of a pipeline's origin says which weights it has."""
-    return {key: (origin or {}).get(key) for key in ("checkpoint", "weights")}
+    Raises Refused for another word, one of them twice, a threshold that is none, and two that exclude each other.
+    """
+    ways: dict[str, Any] = {}
+    for word in words or ():
+        name, _, value = word.partition("=")
+        key = name.replace("-", "_")
+        if name not in WAYS or (value and key != "first_block") or word.endswith("="):
+            raise Refused("no such way to sample faster", where="--faster", got=repr(word[:40]), expected=KNOWN_WAYS)
+        if key in ways:
+            raise Refused("the same way to sample faster twice", where="--faster", got=repr(word[:40]))
+        ways[key] = {"broadcast": None, "first_block": FIRST_BLOCK, "compile": True}[key]
+        if value:
+            try:
+                ways[key] = FirstBlockCache(float(value)).threshold
+            except ValueError as error:
+                if isinstance(error, Refused):
+                    raise
+                raise Refused("not a threshold", where="--faster", got=repr(word[:40]), expected=KNOWN_WAYS) from None
+    if "broadcast" in ways and len(ways) > 1:
+        raise Refused("attention broadcast goes with no other way", where="--faster", got=" and ".join(words or ()),
+                      fix="leave out the others")  # fmt: skip
+    return ways

@@ -44,8 +44,8 @@ class Call:
     sampling: Sampling
 
 
-def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None = None) -> tuple[str, list[Wish]]:
-    """The commonest format of the files, and a wish for each, `call.count` for each entry, before weights are loaded.
+def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None = None) -> list[Wish]:
+    """A wish for each file, `call.count` for each entry, before weights are loaded.
 
     A clip of an entry with a seed of its own is a function of that seed and its number among that entry's clips; others
     are of the call's seed and their place in the list.
@@ -55,7 +55,7 @@ def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None
     single = output_format(call.out)
     total = len(entries) * call.count
     wishes: list[Wish] = []
-    kinds, names = [], set[str]()
+    names = set[str]()
     for entry in entries:
         frames, size = entry.frames or call.frames, entry.size or call.size
         try:
@@ -69,12 +69,11 @@ def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None
             file = call.out.name if single else _file_name(entry, at, number, kind, call.count, total)
             _check_file(file, names, asked, entry.where)
             names.add(file)
-            kinds.append(PurePosixPath(file).suffix[1:].lower())
             wishes.append(Wish(
                 file, prompt=entry.prompt, label=entry.label, negative=entry.negative or "", frames=frames, size=size,
                 seed=entry.seed, index=at if entry.seed is None else number, guidance=entry.guidance,
             ))  # fmt: skip
-    return max(set(kinds), key=kinds.count), wishes
+    return wishes
 
 
 def fill(
@@ -82,21 +81,21 @@ def fill(
     pipeline: ClipPipeline,
     wishes: Sequence[Wish],
     facts: dict[str, Any],
-    source: str,
+    places: dict[str, Any],
     group: Group,
     progress: Callable[[int, int], None],
 ) -> None:
     """Makes the files; what is there and fits is not made again.
 
-    Beside a single file lies FILE.json, in a folder manifest.json: what is in each file, and the folder `source` of
-    the weights.
+    Beside a single file lies FILE.json, in a folder manifest.json: what is in each file, and the `places` on this
+    machine of what it was made from (`manifest.PLACES`).
 
     Raises:
         Refused: the folder holds the clips of another call, or another process works there.
         Stopped: by SIGTERM; every file is whole, and the same call goes on.
     """
     rows = [
-        {"file": wish.file, "source": source, **facts, **wish_note(pipeline, wish, i, call.sampling, call.fps)}
+        {"file": wish.file, **places, **facts, **wish_note(pipeline, wish, i, call.sampling, call.fps)}
         for i, wish in enumerate(wishes)
     ]
     if output_format(call.out):

@@ -13,6 +13,8 @@ from mmdit.clips.reader import ClipReader
 from mmdit.errors import Refused
 from mmdit.pipelines.given_frames import GivenFrames
 
+SMALLEST = 8  # pixels a side; of a smaller picture nothing can be seen
+
 
 def read_given(
     image: Path | None = None,
@@ -24,7 +26,8 @@ def read_given(
     trained: Sequence[str] | None = None,
     force: bool = False,
 ) -> tuple[GivenFrames, dict[str, Any]]:
-    """What the files give, and their names and sha256 for the metadata of what is made from them.
+    """What the files give, and for the metadata of what is made from them {"given": by option the name, the sha256 and
+    the "HEIGHTxWIDTH" that it was read at; None without any}.
 
     Stills and videos are read in another process, which may fail or hang. Of a video as `image` it is the first frame;
     of `extend` it is the end, at most as long as the training clips, at their rate and true speed.
@@ -35,13 +38,13 @@ def read_given(
         trained: the kinds of given frames that the network was trained with. force: any will do.
 
     Raises:
-        Refused: no such file, one that cannot be read, an image and a clip to begin with, or a network that was not
-            trained with given frames.
+        Refused: no such file, one that cannot be read or is tiny, an image and a clip to begin with, or a network that
+            was not trained with given frames.
     """
     asked = {"image": image, "last_image": last_image, "extend": extend}
     paths = {name: Path(path) for name, path in asked.items() if path is not None}
     if not paths:
-        return GivenFrames(), {}
+        return GivenFrames(), {"given": None}
     if image is not None and extend is not None:
         raise Refused("a clip begins with one of them", got="--image and --extend", fix="leave one out")
     if not trained and not force:
@@ -55,7 +58,10 @@ def read_given(
     about = clip or {"frames": 16, "fps": 8}
     with ClipReader(workers=1) as reader:
         read = {name: _read(reader, path, name, about, size or about.get("size")) for name, path in paths.items()}
-    files = {name: {"file": path.name, "sha256": _sha256(path)} for name, path in paths.items()}
+    files = {
+        name: {"file": path.name, "sha256": sha256_of(path), "size": "x".join(map(str, read[name].shape[1:3]))}
+        for name, path in paths.items()
+    }
     one = {name: frames[0] for name, frames in read.items() if name != "extend"}
     return GivenFrames(one.get("image"), one.get("last_image"), read.get("extend")), {"given": files}
 
@@ -68,6 +74,9 @@ def _read(
     (found,) = reader.read_many([ProbeRequest(place)])
     if isinstance(found, BadClip):
         raise Refused("not a picture or video that can be read", where=path, got=found)
+    if min(found.size) < SMALLEST:
+        got, expected = f"{found.size[0]}x{found.size[1]}", f"at least {SMALLEST} pixels a side"
+        raise Refused("too small to go on from", where=path, got=got, expected=expected)
     height, width = size or found.size
     start, count = _end(found, clip) if name == "extend" else (None, 1)
     (decoded,) = reader.read_many([ReadRequest(place, count, (height, width), clip["fps"], start)])
@@ -85,6 +94,48 @@ def _end(found: Probed, clip: dict[str, Any]) -> tuple[float | None, int]:
     return max(0.0, last - (count - 1) / clip["fps"]), count
 
 
-def _sha256(path: Path) -> str:
+def find_given(
+    note: dict[str, Any], file: Path, noted: dict[str, str], moved: dict[str, Path | None]
+) -> dict[str, Path]:
+    """The files, by option, that a generated `file` was made from, as its note says.
+
+    Args:
+        noted: where they lay. moved: where they lie now, if anybody says so; else they may lie beside `file` as well.
+
+    Raises Refused for one that is not there, is another now, or that the file was not made from.
+    """
+    given = note.get("given") or {}
+    for name, path in moved.items():
+        if path is not None and name not in given:
+            raise Refused("the file was not made from this", where=file, got=f"{_option(name)} {path}",
+                          expected=" and ".join(map(_option, given)) or "no given frames")  # fmt: skip
+    found = {}
+    for name, about in given.items():
+        path = moved.get(name)
+        tried = [path] if path else [Path(at) for at in (noted.get(name), file.with_name(about["file"])) if at]
+        there = next((one for one in tried if one.is_file()), None)
+        if there is None:
+            raise Refused("what the file was made from is not there", where=tried[0], expected=about["file"],
+                          fix=f"say where it lies now: {_option(name)}")  # fmt: skip
+        if (sha256 := sha256_of(there)) != about["sha256"]:
+            raise Refused("not what the file was made from, or changed since", where=there,
+                          got=f"sha256 {sha256[:16]}", expected=about["sha256"][:16],
+                          fix=f"say where the right one lies: {_option(name)}")  # fmt: skip
+        found[name] = there
+    return found
+
+
+def places_of(image: Path | None, last_image: Path | None, extend: Path | None) -> dict[str, Any]:
+    """Where the files lie, for `find_given`; nothing without any."""
+    asked = {"image": image, "last_image": last_image, "extend": extend}
+    found = {name: str(path.resolve()) for name, path in asked.items() if path is not None}
+    return {"given_from": found} if found else {}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec, load_codec
 from mmdit.models import DiT
+from mmdit.pipelines.broadcast_file import broadcast_path
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.null_conditions import NullConditions
-from mmdit.pipelines.request import check_choice, check_size
+from mmdit.pipelines.request import check_choice, check_image_network, check_size
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 from mmdit.training.lora import base_folder, load_network
@@ -35,7 +37,8 @@ class Source:
 
     `folder` is the checkpoint or the pipeline folder; `state` is state.json, or None for a pipeline folder. `process`
     is what the network was trained for, None for a pipeline folder that does not say it; `given_frames` are the kinds
-    of given frames that it was trained with, `null_conditions` which of its conditions can be left out.
+    of given frames that it was trained with, `dropped` those of its conditions that can be left out, `sampling` how it
+    samples where a call does not say.
     """
 
     folder: Path
@@ -47,9 +50,11 @@ class Source:
     state: dict[str, Any] | None
     given_frames: Sequence[str] = ()
     dropped: Sequence[str] | None = None
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
     def null_conditions(self) -> NullConditions:
+        """Which conditions can be left out."""
         return NullConditions(self.labels is not None, self.has_text, self.dropped)
 
 
@@ -81,18 +86,8 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
         origin["config"] = _sha256(config)
     labels = Labels(state["label_names"]) if state["label_names"] else None
     process = read_process(state)
-    given = state.get("given_frames") or ()
-    return Source(
-        folder,
-        labels,
-        bool(state["text_encoder"]),
-        state["clip"],
-        origin,
-        process,
-        state,
-        given,
-        state.get("null_conditions"),
-    )
+    given, dropped = state.get("given_frames") or (), state.get("null_conditions")
+    return Source(folder, labels, bool(state["text_encoder"]), state["clip"], origin, process, state, given, dropped)
 
 
 def load_pipeline(
@@ -116,18 +111,36 @@ def load_pipeline(
     check_choice("weights", weights, WEIGHTS)
     with quiet():
         if source.state is None:
-            return _load_saved(source).to(device)
-        return _load_checkpoint(source, source.state, weights, codec).to(device)
+            pipeline = _load_saved(source)
+            if not pipeline.config.origin:
+                pipeline.register_to_config(origin=source.origin)
+        else:
+            pipeline = _load_checkpoint(source, source.state, weights, codec)
+        path = find_broadcast(source, weights)
+        pipeline.broadcast_file = path if path.is_file() else None
+        return pipeline.to(device)
+
+
+def find_broadcast(source: Source, weights: str = "ema") -> Path:
+    """Where the calibrated attention broadcast of these weights lies, or is to lie."""
+    return broadcast_path(source.folder, None if source.state is None else weights)
+
+
+def origin_of(source: Source, weights: str = "ema") -> dict[str, Any]:
+    """The origin of the pipeline that is loaded from a source."""
+    return source.origin if source.state is None else {**source.origin, "weights": weights}
 
 
 def call_facts(source: Source, pipeline: ClipPipeline, sampler: str | None = None) -> dict[str, Any]:
-    """What all files of a call share: hashes of the weights, the config and the codec, and the sampler."""
+    """What all files of a call share: hashes of the weights, the config and the codec, the sampler and what makes it
+    faster."""
     return {
         "mmdit": __version__,
         **source.origin,
         **(pipeline.config.origin or {}),
         "codec": pipeline.codec.fingerprint,
         "sampler": sampler or type(pipeline.scheduler).__name__,
+        "faster": pipeline.faster,
     }
 
 
@@ -145,6 +158,7 @@ def check_source_size(
     network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
     default = source.clip["frames"], *source.clip["size"]
     size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
+    check_image_network(network, frames)
     name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
     rules = load_codec(name, device="meta")  # knows sizes, has no weights
     check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
@@ -162,10 +176,10 @@ def _pipeline_source(folder: Path) -> Source:
     labels = Labels(index["label_names"]) if index.get("label_names") else None
     process = read_process(index["process"]) if index.get("process") else None
     has_text, origin = network.get("text_dim", 0) > 0, index.get("origin") or _origin_of(folder)
-    given = index.get("given_frames") or ()
     return Source(
-        folder, labels, has_text, index.get("clip"), origin, process, None, given, index.get("null_conditions")
-    )
+        folder, labels, has_text, index.get("clip"), origin, process, None, index.get("given_frames") or (),
+        index.get("null_conditions"), read_defaults(index.get("sampling")),
+    )  # fmt: skip
 
 
 def _load_saved(source: Source) -> ClipPipeline:
@@ -197,7 +211,7 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         clip=source.clip,
         given_frames=source.given_frames,
         null_conditions=source.dropped,
-        origin={**source.origin, "weights": weights},
+        origin=origin_of(source, weights),
         process=describe_process(process),
     )
 

@@ -11,7 +11,8 @@ from mmdit.pipelines.output import read_note
 from mmdit.pipelines.wishes import is_made
 
 MANIFEST = "manifest.json"
-Row = dict[str, Any]  # "file", "source" (the checkpoint's folder), and the note of how it is made
+PLACES = ("source", "given_from")  # on this machine: the checkpoint's folder, and the files of given frames by option
+Row = dict[str, Any]  # "file", places, and the note of how it is made
 
 
 def write_manifest(folder: Path, rows: Sequence[Row]) -> int:
@@ -60,7 +61,7 @@ def read_manifest(path: Path) -> list[Row]:
 
 def note_of(row: Row) -> dict[str, Any]:
     """A row without what belongs to the manifest alone."""
-    return {key: value for key, value in row.items() if key not in ("file", "source")}
+    return {key: value for key, value in row.items() if key not in ("file", *PLACES)}
 
 
 def _another(folder: Path, got: str, expected: str) -> Refused:

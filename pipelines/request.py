@@ -1,7 +1,7 @@
 """What a user asks for, checked before any work: conditions, numbers, sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,12 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Refused for a value that is not among those known."""
     if value not in known:
         raise Refused(f"unknown {name}", got=repr(value), expected=f"one of {', '.join(known)}")
+
+
+def check_image_network(config: Mapping[str, Any], frames: int | None) -> None:
+    """Refused for more than one frame of a network, by its config, that was made for images: it has no time."""
+    if config["layout"] == "space" and config["sample_size"][0] == 1 and frames not in (None, 1):
+        raise Refused("this model makes images", got=f"{frames} frames", expected="1")
 
 
 def check_size(

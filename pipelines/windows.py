@@ -142,6 +142,7 @@ def make_windows(
         made[:, :, begin : begin + new.shape[2]] = new[:, :, : made.shape[2] - begin].float().cpu()
         if not last:
             given = _carried(codec, windows, drawn, clip)
+        del drawn, clip, new  # the memory is the next window's
     return made
 
 

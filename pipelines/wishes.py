@@ -166,7 +166,7 @@ def is_made(path: Path, note: Note) -> bool:
     if not path.is_file():
         return False
     there = read_note(path)
-    return "frames_sha256" in there and all(there.get(key, ...) == value for key, value in note.items())
+    return "frames_sha256" in there and all(there.get(key) == value for key, value in note.items())
 
 
 def frames_hash(frames: np.ndarray) -> str:

@@ -131,21 +131,38 @@ def test_what_is_imported_is_declared() -> None:
     assert dependencies <= foreign | by_others, f"not used: {dependencies - foreign}"
 
 
+PLAIN_DIFFUSERS = """
+import sys
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[1], trust_remote_code=True)
+print(*pipeline("a red coat", num_inference_steps=2).frames[0].shape[:3])
+"""
+
+
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    """What a user does without the repository: install the wheel, ask for help, run the demo."""
+    """What a user does without the repository: install the wheel, ask for help, run the demo, export what it trained;
+    and load that in plain diffusers, which says what is missing where mmdit is not there."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True, timeout=300)
     programs = tmp_path / "env/bin"
 
-    def call(*command: str) -> str:
+    def call(*command: str, ending: int = 0) -> str:
         words = [str(programs / command[0]), *command[1:]]
         result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
+        assert result.returncode == ending, result.stdout + result.stderr
+        return result.stdout or result.stderr
 
     call("pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt"), str(wheel))
     call("pip", "check")
     assert "Usage: mmdit VERB" in call("mmdit", "--help")
     call("mmdit", "demo", "--quick", "--out", "demo")
     assert (tmp_path / "demo/summary.json").is_file() and (tmp_path / "demo/report.html").is_file()
+
+    call("mmdit", "export", "demo/run", "exported")
+    assert call("python", "-c", PLAIN_DIFFUSERS, "exported").split()[-3:] == ["17", "64", "48"]
+    call("pip", "uninstall", "--yes", "--quiet", "mmdit-video")
+    said = call("python", "-c", PLAIN_DIFFUSERS, "exported", ending=1)
+    assert said.splitlines()[-1].startswith("ImportError: this pipeline needs mmdit")
+    assert said.splitlines()[-1].endswith(": pip install mmdit-video")

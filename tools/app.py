@@ -36,11 +36,13 @@ def main(
     """
     from mmdit.pipelines.loading import WEIGHTS, find_source
     from mmdit.pipelines.request import check_choice
+    from mmdit.tools.clip_options import device_of
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source)
     check_choice("weights", weights, WEIGHTS)
     check_address(host, port)
+    device = device_of(device)
     with tempfile.TemporaryDirectory(prefix="mmdit-app-") as folder:
         keep_to_itself(Path(folder), host)
         _serve(found, Path(folder), (host, port), {"weights": weights, "codec": codec, "device": device})
@@ -84,9 +86,8 @@ def _serve(found: "Source", folder: Path, address: tuple[str, int], options: dic
     from mmdit.pipelines.app import Playground
     from mmdit.pipelines.app_page import CSS, THEME, Page
     from mmdit.pipelines.loading import load_pipeline
-    from mmdit.tools.clip_options import device_of
 
-    pipeline = load_pipeline(found, **options | {"device": device_of(options["device"])})
+    pipeline = load_pipeline(found, **options)
     page = Page(
         Playground(pipeline, found.origin),
         folder / "made",

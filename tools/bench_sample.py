@@ -1,6 +1,6 @@
 """`mmdit bench sample`: ways to sample faster side by side, with what they cost in quality."""
 
-import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("garment", "colour", "pattern", "motion")
 CALIBRATED_ON = 8  # clips
+FLOOR = 35.0  # dB
 
 
 def main(
@@ -20,7 +21,12 @@ def main(
     steps: Annotated[int, typer.Option(min=2, help="Steps of the plain way; the others have as many or fewer.")] = 12,
     reference_steps: Annotated[int, typer.Option(min=2, help="Steps of what all are compared with.")] = 50,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.0,
-    floor: Annotated[float, typer.Option(help="PSNR in dB that attention broadcast is calibrated to.")] = 35.0,
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            help="PSNR in dB that attention broadcast is calibrated to. [default: as mmdit calibrate did, or 35]"
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="So many timed runs; the median is told.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Clips at a time, and clips that are timed.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="The seed of all.")] = 0,
@@ -29,18 +35,28 @@ def main(
     broadcast: Annotated[
         Path | None,
         typer.Option(
-            help="Settings of attention broadcast: read where the file is there, else calibrated and written."
+            help="Settings of attention broadcast: read where the file is there, else calibrated and written. "
+            "[default: what mmdit calibrate left, if --floor is not said]"
+        ),
+    ] = None,
+    faster: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this beside plain steps, as in mmdit generate; several at a time as first-block+compile; "
+            "repeat it. [default: all]"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compares ways to sample: steps, network calls, seconds, PSNR, and attributes read by the embedded probe.
 
-    PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
-    The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
+      Seconds are of the clock, CPU s of the processor: on a machine that others use, compare these.
+      PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
+      The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
 
-    Example:
-      mmdit bench sample demo/run --prompts 64 --steps 12
+      Example:
+        mmdit bench sample demo/run --prompts 64 --steps 12
+    mmdit bench sample demo/run --faster first-block=0.2 --faster broadcast
     """
     import torch
 
@@ -50,9 +66,13 @@ def main(
     from mmdit.evaluation.score import columns
     from mmdit.pipelines.comparison import as_json as plain_values
     from mmdit.pipelines.comparison import compare, ways
+    from mmdit.pipelines.faster import read_ways
     from mmdit.pipelines.loading import find_source, load_pipeline
+    from mmdit.tools.bench_output import tell
     from mmdit.tools.progress import progress_line
 
+    only = faster or ()
+    wanted = not only or any("broadcast" in read_ways(word.split("+")) for word in only)
     source = find_source(run)
     if not source.has_text:
         raise Refused("this model reads no prompts", where=run, expected="a model of the demo's kind")
@@ -60,33 +80,41 @@ def main(
     asked = made_prompts("validation", prompts, seed)
     call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
     pipeline = load_pipeline(source, device=device)
-    found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast)
+    found = _calibrate(pipeline, floor, {**call, "num_inference_steps": steps}, broadcast) if wanted else None
     with progress_line("sample", "runs", quiet=as_json) as advance:
         results = compare(
             lambda: load_pipeline(source, device=device),
-            ways(pipeline.process, steps, reference_steps, found),
+            ways(pipeline.process, steps, reference_steps, found, only),
             runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
         )  # fmt: skip
-    if as_json:
-        print(json.dumps({"ways": plain_values(results), "broadcast": _as_json(found)}))
-    else:
-        print("\n".join([*_table(results), _told(found, floor)]))
+    figures = {"clips": prompts, "timed": min(batch, prompts), "ways": plain_values(results),
+               "broadcast": _as_json(found)}  # fmt: skip
+    lines = [f"clips {prompts}, timed {min(batch, prompts)}", *_table(results), *_told(found, wanted)]
+    tell(figures, lines, as_json=as_json, device=device)
 
 
-def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
-    """What the file `path` says, or else what is found on prompts of its own; None where nothing keeps to the floor."""
+def _calibrate(pipeline: Any, floor: float | None, call: dict[str, Any], path: Path | None) -> "Broadcast | None":
+    """What the file `path` says, or the one beside the weights, or else what is found on prompts of its own.
+
+    None where nothing keeps to the floor.
+    """
     from mmdit.clips.made import prompts
     from mmdit.errors import Stopped
+    from mmdit.pipelines.broadcast_file import read_stored, sampler_of, unlike
     from mmdit.pipelines.calibration import calibrate_broadcast, save_broadcast
-    from mmdit.pipelines.faster import read_broadcast
 
-    if path is not None and path.exists():
-        return read_broadcast(path, pipeline.config.origin)
+    there = path or (pipeline.broadcast_file if floor is None else None)
+    if there is not None and there.exists():
+        stored = read_stored(there, pipeline.config.origin)
+        note = unlike(stored.found_with, {**call, "sampler": sampler_of(pipeline)})
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
+        return stored.how
     pipeline.set_progress_bar_config(disable=True)
     rows = prompts("train", CALIBRATED_ON, call["seed"])
     call = {**call, "prompt": [row["caption"] for row in rows], "seed": call["seed"] + 1}
     try:
-        found = calibrate_broadcast(pipeline, floor=floor, **call)
+        found = calibrate_broadcast(pipeline, floor=FLOOR if floor is None else floor, **call)
     except Stopped:
         return None
     if path is not None:
@@ -97,22 +125,23 @@ def _calibrate(pipeline: Any, floor: float, call: dict[str, Any], path: Path | N
 def _table(results: "list[Result]") -> list[str]:
     names = list(results[0].accuracy)
     head = "".join(f"{name:>9}" for name in names)
-    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8}  {'PSNR dB':>15}{head}"]
+    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8} {'CPU s':>8}  {'PSNR dB':>15}{head}"]
     for row in results:
         quality = "-" if row.psnr is None else f"{row.psnr:.1f}"
         quality += "" if row.psnr_plain is None else f" ({row.psnr_plain:.1f})"
         shares = "".join(f"{row.accuracy[name]:9.1%}" for name in names)
-        lines.append(
-            f"{row.name:40} {row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f}  {quality:>15}{shares}"
-        )
+        counts = f"{row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f} {row.cpu_seconds:8.2f}"
+        lines.append(f"{row.name:40} {counts}  {quality:>15}{shares}")
     return lines
 
 
-def _told(found: "Broadcast | None", floor: float) -> str:
+def _told(found: "Broadcast | None", wanted: bool) -> list[str]:
+    if not wanted:
+        return []
     if found is None:
-        return f"attention broadcast: nothing keeps to {floor:g} dB"
+        return ["attention broadcast: nothing keeps to the floor"]
     every = ", ".join(f"{kind} every {count}" for kind, count in found.every.items())
-    return f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"
+    return [f"attention broadcast: {every} steps, at timesteps {found.interval[0]:g} to {found.interval[1]:g}"]
 
 
 def _as_json(found: "Broadcast | None") -> dict[str, Any] | None:

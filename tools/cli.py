@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("mmdit.tools.train", "train a Diffusion Transformer from a recipe"),
     "generate": Verb("mmdit.tools.generate", "generate clips or images from a trained run"),
     "regenerate": Verb("mmdit.tools.regenerate", "make a generated file again, pixel for pixel"),
+    "calibrate": Verb("mmdit.tools.calibrate", "find how far attention can be broadcast, for faster sampling"),
     "export": Verb("mmdit.tools.export", "write a run as a pipeline folder with a model card, and push it to a hub"),
     "app": Verb("mmdit.tools.app", "make clips on a page in the browser"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),

@@ -108,9 +108,19 @@ def tiling_of(text: str) -> bool | int:
 
 
 def device_of(name: str) -> str:
-    """The device that a name stands for; auto is the accelerator, where there is one."""
+    """The device that a name stands for; auto is the accelerator, where there is one.
+
+    Raises Refused for one that this machine does not have.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    from mmdit.errors import Refused
+
+    if name == "auto":
+        return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a torch without CUDA
+        reason = (str(error).splitlines() or ["it cannot be used"])[0]
+        raise Refused("no such device here", where="--device", got=f"{name} ({reason})", expected="cpu, ...") from None
+    return name

@@ -16,19 +16,26 @@ def main(
     ] = "float32",
     weights: Annotated[str, typer.Option(help="ema (averaged), or raw (as last trained).")] = "ema",
     codec: Annotated[str | None, typer.Option(help="Where the codec lies now, if it was moved.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights, as the hub writes it: apache-2.0, cc-by-nc-4.0, other, ...")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt (or label) to show a clip of; any number. [default: the run's latest samples]"),
+    ] = None,
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME of a repository of the hub; a new one is private.")
     ] = None,
     fallback: Annotated[bool, typer.Option("--fallback", help="Pass over a damaged newest checkpoint.")] = False,
 ) -> None:
-    """Writes a run as a pipeline folder: all weights (a LoRA merged), and a model card, its licence to be filled in.
+    """Writes a run as a pipeline folder: all weights (a LoRA merged), and a model card.
 
     It loads by mmdit.pipelines.ClipPipeline.from_pretrained(OUT), and where mmdit is installed by diffusers'
     DiffusionPipeline.from_pretrained(OUT, custom_pipeline=OUT, trust_remote_code=True).
 
     Example:
       mmdit export runs/mine coats --dtype bfloat16
-      mmdit export runs/mine coats --push me/coats
+      mmdit export runs/mine coats --licence apache-2.0 --example "a red coat" --push me/coats
     """
     from mmdit.errors import Refused
     from mmdit.pipelines import export
@@ -43,8 +50,10 @@ def main(
     if push is not None:
         export.check_push(push)
     found = find_source(source, fallback=fallback)
-    export.write_folder(load_pipeline(found, weights=weights, codec=codec), found, out, dtype)
-    print(f"exported: {out} (fill in the licence in {out / export.CARD})")
+    card = export.Card(push or out.name, licence, tuple(example or ()))
+    export.check_card(card, found)
+    export.write_folder(load_pipeline(found, weights=weights, codec=codec), found, out, dtype, card)
+    print(f"exported: {out}" + ("" if licence else f" (fill in the licence in {out / export.CARD})"))
     if push is not None:
         print(f"pushed: {export.push(out, push)}")
 

@@ -3,20 +3,21 @@
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
-    import torch
-
+    from mmdit.pipelines.clip_pipeline import ClipPipeline
     from mmdit.pipelines.filling import Call
     from mmdit.pipelines.loading import Source
     from mmdit.pipelines.prompt_list import Entry
+    from mmdit.pipelines.wishes import Sampling, Wish
 
 MOST_CLIPS = 10_000
 
@@ -43,16 +44,23 @@ def main(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. [default: as trained]")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second. [default: as trained]")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 12,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, or 12]")] = None,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, dpm++2m, ... [default: the model's own]")] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="How strongly to follow the prompt; 1 is without. [default: 2, where the model can be guided]"
+            help="How strongly to follow the prompt; 1 is without. [default: the model's own, or 2 if it can be guided]"
         ),
     ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
+    ] = None,
+    faster: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sample faster, at some loss (mmdit bench sample measures it): broadcast (after mmdit calibrate), "
+            "first-block or first-block=0.2, compile; repeat it for several."
+        ),
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="In a folder: mp4, gif, webp, png. [default: mp4, images png]")
@@ -75,43 +83,51 @@ def main(
       mmdit generate runs/mine --prompt "a striped red coat, seen turning round" --out coat.mp4
       mmdit generate runs/mine --prompts prompts.csv --count 4 --out clips --sheet
     """
+    from mmdit.pipelines.faster import read_ways
     from mmdit.pipelines.filling import Call, fill, plan
-    from mmdit.pipelines.given_files import read_given
+    from mmdit.pipelines.given_files import places_of, read_given
     from mmdit.pipelines.loading import WEIGHTS, call_facts, find_source, load_pipeline
     from mmdit.pipelines.process_group import process_group
     from mmdit.pipelines.prompt_list import read_size
     from mmdit.pipelines.request import check_choice, check_sampling
     from mmdit.pipelines.wishes import Sampling
+    from mmdit.tools.clip_options import device_of
     from mmdit.tools.progress import progress_line
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
     entries = _entries(found, prompts, prompt, label, negative)
-    asked, guidance = guidance, _guidance(found, entries, guidance)
+    steps = found.sampling.steps if steps is None else steps
+    asked = found.sampling.guidance if guidance is None else guidance
+    guidance = _guidance(found, entries, asked)
     check_sampling(steps=steps, guidance=guidance, seed=seed, first_index=0, clips_each=count, batch_size=batch,
                    precision=precision)  # fmt: skip
     check_choice("weights", weights, WEIGHTS)
+    ways = read_ways(faster)
+    check_ways(ways, found, weights, source)
     sampling = Sampling(seed, steps, guidance, _interval(guidance_interval), precision)
     shown_size = read_size(size, "--size") if size else None
     call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
     _check(call, found, sampler, len(entries) * count)
     given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
-    kind, wishes = plan(call, entries, found, codec)
+    places = {"source": str(found.folder.resolve()), **places_of(image, last_image, extend)}
+    wishes = plan(call, entries, found, codec)
     with _notes(), process_group(device) as group:
         if asked is None and guidance == 1 and group.is_first:
             logging.getLogger("mmdit").warning("made without guidance: the model was always told its conditions")
-        pipeline = load_pipeline(found, weights=weights, codec=codec, device=_device(group.device))
+        pipeline = load_pipeline(found, weights=weights, codec=codec, device=device_of(group.device))
         pipeline.set_progress_bar_config(disable=True)  # ours is shown instead
         pipeline.always_given, pipeline.always_force = given, force_given
         if sampler is not None:
             pipeline.use_sampler(sampler)
+        use_ways(pipeline, ways, sampling)
         facts = call_facts(found, pipeline, sampler) | given_facts
         with progress_line("generate", "steps", quiet=not group.is_first) as advance:
-            fill(call, pipeline, wishes, facts, str(found.folder.resolve()), group,
+            fill(call, pipeline, wishes, facts, places, group,
                  progress=lambda done, steps: advance(done, steps, ""))  # fmt: skip
     if group.is_first:
-        print(f"generated: {out}" + (f" ({len(wishes)} {kind} files and manifest.json)" if out.is_dir() else ""))
+        print(f"generated: {out}" + (f" ({_counted(wishes)} and manifest.json)" if out.is_dir() else ""))
 
 
 def _entries(
@@ -135,7 +151,7 @@ def _entries(
 
 
 def _guidance(found: "Source", entries: "list[Entry]", asked: float | None) -> float:
-    """The scale for all, that of the model where none is asked for; refused where there is nothing to lead away from."""
+    """The scale for all, by default the model's own; refused where there is nothing to lead away from."""
     from mmdit.errors import Refused
     from mmdit.pipelines.request import Condition
 
@@ -175,6 +191,37 @@ def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> No
     output.check_writable(call.out, may_hold=MANIFEST)
 
 
+def check_ways(ways: dict[str, Any], found: "Source", weights: str, source: Path) -> None:
+    """Refused, before the weights are loaded, for a broadcast that was not calibrated for them."""
+    from mmdit.pipelines.broadcast_file import missing_broadcast, read_stored
+    from mmdit.pipelines.loading import find_broadcast, origin_of
+
+    if "broadcast" in ways:
+        path = find_broadcast(found, weights)
+        if not path.is_file():
+            raise missing_broadcast(source, weights)
+        read_stored(path, origin_of(found, weights))
+
+
+def use_ways(pipeline: "ClipPipeline", ways: dict[str, Any], sampling: "Sampling") -> None:
+    """Switches them on; a broadcast that was calibrated with another sampler, steps or guidance is noted."""
+    from mmdit.pipelines.broadcast_file import read_stored, sampler_of, unlike
+
+    pipeline.use_faster(ways)
+    if "broadcast" in ways and pipeline.broadcast_file is not None:
+        now = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance,
+               "sampler": sampler_of(pipeline)}  # fmt: skip
+        note = unlike(read_stored(pipeline.broadcast_file, pipeline.config.origin).found_with, now)
+        if note is not None:
+            logging.getLogger("mmdit").warning(note)
+
+
+def _counted(wishes: "list[Wish]") -> str:
+    """How many files of which formats: "2 mp4 and 1 png files"."""
+    kinds = Counter(wish.file.rpartition(".")[2].lower() for wish in wishes)
+    return " and ".join(f"{count} {kind}" for kind, count in kinds.items()) + " files"
+
+
 def _interval(text: str | None) -> tuple[float, float] | None:
     """(lowest, highest) of "LOWEST-HIGHEST"."""
     from mmdit.diffusion import Guidance
@@ -187,22 +234,6 @@ def _interval(text: str | None) -> tuple[float, float] | None:
         raise Refused("not an interval", where="--guidance-interval", got=repr(text[:40]),
                       expected="LOWEST-HIGHEST timestep, for example 200-900")  # fmt: skip
     return Guidance(interval=(float(match[1]), float(match[2]))).interval
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    from mmdit.errors import Refused
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["it cannot be used"])[0]
-        raise Refused("no such device here", where="--device", got=f"{name} ({reason})", expected="cpu, ...") from None
-    return device
 
 
 @contextlib.contextmanager

@@ -20,39 +20,52 @@ def main(
     checkpoint: Annotated[
         Path | None, typer.Option(help="The run, checkpoint or pipeline folder. [default: as noted beside the file]")
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="Where the photo it begins with lies now, if moved.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="The same of the photo it ends with.")] = None,
+    extend: Annotated[Path | None, typer.Option(help="The same of the video it goes on with.")] = None,
     codec: Annotated[str | None, typer.Option(help="Where the codec lies now, if it was moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
 ) -> None:
     """Makes a generated file again, from the note in it. On the same platform the pixels are identical.
 
     Where they are not, the file is written all the same, what differs (the checkpoint, a version, the device) is said
-    in one line, and the exit code is 3.
+    in one line, and the exit code is 3. Given frames are read where they lay, or beside the file, and must not have
+    changed.
 
     Example:
       mmdit regenerate clips/0-a-red-coat.mp4
       mmdit regenerate coat.mp4 --checkpoint runs/mine --out coat-again.mp4
+      mmdit regenerate begun.mp4 --image photos/coat.jpg
     """
     from mmdit.errors import OverBudget, Refused
+    from mmdit.pipelines.given_files import find_given, read_given
     from mmdit.pipelines.loading import call_facts, find_source, load_pipeline
     from mmdit.pipelines.output import check_writable, output_format, write_output
     from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
-    from mmdit.tools.generate import _device, _notes
+    from mmdit.tools.clip_options import device_of
+    from mmdit.tools.generate import _notes
 
-    note, source = _read(file)
-    source = checkpoint or source
+    note, places = _read(file)
+    source = checkpoint or places.get("source")
     if source is None:
         raise Refused("nothing beside the file says where its checkpoint lies", where=file, fix="name it: --checkpoint")
     out = out or file.with_name(f"{file.stem}-again{file.suffix}")
     if output_format(out) is None or out.absolute() == file.absolute():
         raise Refused("not a new file", where="--out", got=out, expected="a name that ends in .mp4, .gif, .webp, .png")
     check_writable(out)
+    paths = find_given(note, file, places.get("given_from") or {},
+                       {"image": image, "last_image": last_image, "extend": extend})  # fmt: skip
     found = find_source(source)
+    given, _ = read_given(paths.get("image"), paths.get("last_image"), paths.get("extend"), clip=found.clip,
+                          size=_size(note), force=True)  # fmt: skip
     with _notes(), _threads(note.get("threads")):
-        pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=_device(device))
+        pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.always_given, pipeline.always_force = given, True  # it could be made, so it can be again
         own = type(pipeline.scheduler).__name__
         if note["sampler"] != own:
             pipeline.use_sampler(note["sampler"])
+        pipeline.use_faster(note.get("faster"))
         size, row = note["batch"]
         frames = make_frames(pipeline, [note] * size)[row]  # in a batch of that size: sums run in the same order
         facts = {**call_facts(found, pipeline, note["sampler"]), **made_on(pipeline)}
@@ -66,9 +79,11 @@ def main(
     print(f"identical: {out}" + (f" (although: {'; '.join(differs)})" if differs else ""))
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Path | None]:
-    """The note of how a file was made, and where the checkpoint lay; what lies beside it stands in for a lost note."""
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The note of how a file was made, and where on this machine that lay (`manifest.PLACES`); what lies beside the
+    file stands in for a lost note."""
     from mmdit.errors import Refused
+    from mmdit.pipelines.manifest import PLACES, note_of
     from mmdit.pipelines.output import output_format, read_note
 
     if not file.is_file():
@@ -79,11 +94,14 @@ def _read(file: Path) -> tuple[dict[str, Any], Path | None]:
     if missing:
         raise Refused("the file does not say how it was made", where=file, got=f"no {', '.join(missing)}",
                       expected="a file of this version's mmdit generate")  # fmt: skip
-    if note.get("given"):
-        raise Refused("made from given frames, which are not in the file", where=file,
-                      got=", ".join(note["given"]), fix="give them to mmdit generate again")  # fmt: skip
-    note = {key: value for key, value in note.items() if key not in ("file", "source")}
-    return note, Path(beside["source"]) if "source" in beside else None
+    return note_of(note), {key: value for key, value in beside.items() if key in PLACES}
+
+
+def _size(note: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) that given frames are read at; the clip's own where the note says no other."""
+    told = [about.get("size") for about in (note.get("given") or {}).values()]
+    height, width = map(int, (next(filter(None, told), None) or note["size"]).split("x"))
+    return height, width
 
 
 def _beside(file: Path) -> dict[str, Any]:

@@ -71,6 +71,15 @@ class Codec:
         return self._fingerprint
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; a model that is offloaded lies elsewhere until it is called."""
+        for module in self.vae.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return torch.device(self.vae.device)
+
+    @property
     def precision(self) -> str:
         """The type that it computes in, such as "float32"; latents depend on it, so stores record it."""
         return str(self.vae.dtype).removeprefix("torch.")
@@ -140,7 +149,7 @@ class Codec:
         frames, height, width = clips.shape[2:]
         grid = self.latent_size((frames, height, width))
         self._set_tiling()
-        raw = self.spec.moments(self.vae.encode(self._fold(clips.to(self.vae.device, self.vae.dtype))))
+        raw = self.spec.moments(self.vae.encode(self._fold(clips.to(self.device, self.vae.dtype))))
         mean, std = (self._unfold(part.float(), len(clips)) for part in raw)
         self._check_config(mean, grid)
         shift, scale = self._normalisation()
@@ -167,8 +176,8 @@ class Codec:
             raise Refused("no clip has so many latent frames", got=count, expected=f"such as {near} ({frames} frames)")
         self._set_tiling()
         shift, scale = self._normalisation()
-        raw = (latents.to(self.vae.device, torch.float32) * scale + shift).to(self.vae.dtype)
-        with _same_noise(self.vae.device) if self.spec.draws_noise(self.vae) else nullcontext():
+        raw = (latents.to(self.device, torch.float32) * scale + shift).to(self.vae.dtype)
+        with _same_noise(self.device) if self.spec.draws_noise(self.vae) else nullcontext():
             clips = self.vae.decode(self._fold(raw), **self.spec.decode_options(self.vae, raw)).sample
         clips = self._unfold(clips.float(), len(latents)).clamp(-1, 1)
         self._check_config(clips, (frames, height * self.space_factor, width * self.space_factor))
@@ -194,7 +203,7 @@ class Codec:
         """Shift and scale, each (channel or 1, 1, 1, 1), float32."""
         parts = (self.spec.shift(self.vae), self.spec.scale(self.vae))
         shift, scale = (
-            torch.as_tensor(part, dtype=torch.float32, device=self.vae.device).reshape(-1, 1, 1, 1) for part in parts
+            torch.as_tensor(part, dtype=torch.float32, device=self.device).reshape(-1, 1, 1, 1) for part in parts
         )
         return shift, scale
 

@@ -62,11 +62,16 @@ def make_encoder(seed: int = 0) -> TextEncoder:
 
 
 def make_pipeline(
-    labels: bool = True, text: bool = True, given_frames: Sequence[str] = (), **options: Any
+    labels: bool = True,
+    text: bool = True,
+    given_frames: Sequence[str] = (),
+    null_conditions: Sequence[str] | None = None,
+    **options: Any,
 ) -> ClipPipeline:
     encoder = make_encoder() if text else None
     pipeline = ClipPipeline(
         given_frames=given_frames,
+        null_conditions=null_conditions,
         transformer=make_network(len(LABELS) * labels, 16 * text, **options),
         vae=make_codec().vae,
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -80,7 +85,13 @@ def make_pipeline(
 
 
 def write_run(
-    run: Path, *, text_encoder: str = "embedded", step: int = 5, labels: bool = True, given_frames: Sequence[str] = ()
+    run: Path,
+    *,
+    text_encoder: str = "embedded",
+    step: int = 5,
+    labels: bool = True,
+    given_frames: Sequence[str] = (),
+    null_conditions: Sequence[str] | None = None,
 ) -> Path:
     """A run folder with one checkpoint, and the codec beside it; returns the checkpoint."""
     codec = make_codec()
@@ -105,6 +116,7 @@ def write_run(
             "codec": {"name": str(run / "codec"), "fingerprint": codec.fingerprint},
             "clip": CLIP,
             "given_frames": list(given_frames),
+            "null_conditions": null_conditions,
         }
         files.write_json(part / "state.json", state)
         write_manifest(part)

@@ -13,10 +13,9 @@ import tiny
 from PIL import Image
 
 from mmdit.clips.decode import read_clip
-from mmdit.clips.video import read_metadata
+from mmdit.clips.video import clip_to_frames, read_metadata
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.app import MOST_LENGTHS, Form, Playground, Stop, takes_image
-from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.wishes import frames_hash, make_frames
 from mmdit.tools.regenerate import NEEDED
 
@@ -28,22 +27,9 @@ def playground() -> Playground:
     return Playground(tiny.make_pipeline(), {"step": 5})
 
 
-class WithImage(ClipPipeline):
-    """Takes a first frame, and keeps what it was given."""
-
-    given: Any = None
-
-    def __call__(self, *values: Any, image: Any = None, **options: Any) -> Any:
-        type(self).given = image
-        return super().__call__(*values, **options)
-
-
-@pytest.fixture
-def with_image(monkeypatch: pytest.MonkeyPatch) -> Playground:
-    monkeypatch.setattr("mmdit.pipelines.app.takes_image", lambda pipeline: type(pipeline) is WithImage)
-    pipeline = tiny.make_pipeline()
-    pipeline.__class__ = WithImage
-    return Playground(pipeline)
+@pytest.fixture(scope="module")
+def with_image() -> Playground:
+    return Playground(tiny.make_pipeline(given_frames=["first"]))
 
 
 def test_a_clip_its_still_and_how_it_was_made(playground: Playground, tmp_path: Path) -> None:
@@ -186,14 +172,18 @@ def test_a_model_of_labels_alone_and_one_of_text_alone(tmp_path: Path) -> None:
 def test_a_first_frame_where_the_pipeline_takes_one(
     playground: Playground, with_image: Playground, tmp_path: Path
 ) -> None:
+    """The clip is the pipeline's own for the picture, cut at the centre to the clip's shape."""
     assert with_image.takes_image and not playground.takes_image
-    photo = tmp_path / "photo.png"
-    Image.new("RGB", (300, 100), (200, 0, 0)).save(photo)
-    made = with_image.make(replace(FORM, image=str(photo)), tmp_path / "made")
-    assert WithImage.given.size == (32, 16) and WithImage.given.getpixel((5, 5)) == (200, 0, 0)
-    assert made.about["given"]["image"]["file"] == "photo.png"
-    with_image.make(FORM, tmp_path / "made")
-    assert WithImage.given is None
+    picture = Image.new("RGB", (300, 100), (0, 0, 255))
+    picture.paste((200, 0, 0), (40, 0, 260, 100))  # of it, a clip twice as wide as high shows 50 to 250
+    picture.save(tmp_path / "photo.png")
+    made = with_image.make(replace(FORM, image=str(tmp_path / "photo.png")), tmp_path / "made").about
+    assert made["given"]["image"]["file"] == "photo.png" and len(made["given"]["image"]["sha256"]) == 64
+    red = Image.new("RGB", (32, 16), (200, 0, 0))
+    (alone,) = with_image.pipeline("a red coat", image=red, num_inference_steps=2, output_type="pt").frames
+    assert made["frames_sha256"] == frames_hash(clip_to_frames(alone))
+    free = with_image.make(FORM, tmp_path / "made").about
+    assert "given" not in free and free["frames_sha256"] != made["frames_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -204,13 +194,29 @@ def test_only_a_model_trained_with_a_first_frame_takes_one(kinds: list[str] | No
     assert not takes_image(SimpleNamespace(config={}))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n broken", None])
-def test_a_picture_that_cannot_be_read(with_image: Playground, tmp_path: Path, content: bytes | None) -> None:
-    photo = tmp_path / "photo.png"
-    if content is not None:
+def bad_pictures() -> dict[str, tuple[bytes | Image.Image | None, str]]:
+    """What is uploaded by which name, and what is said of it."""
+    return {
+        "empty.png": (b"", "empty file"),
+        "text.jpg": (b"a text, whatever its name says\n" * 40, "not a video"),
+        "broken.png": (b"\x89PNG\r\n\x1a\n broken", "damaged"),
+        "point.png": (Image.new("RGB", (1, 1)), "got 1x1, expected at least 8 pixels a side"),
+        "huge.png": (Image.new("1", (20000, 20000)), "too large"),
+        "gone.png": (None, "no such file"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_pictures())
+def test_a_picture_that_cannot_be_read(with_image: Playground, tmp_path: Path, name: str) -> None:
+    content, said = bad_pictures()[name]
+    photo = tmp_path / name
+    if isinstance(content, bytes):
         photo.write_bytes(content)
-    with pytest.raises(Refused, match="the picture cannot be read"):
+    elif content is not None:
+        content.save(photo)
+    with pytest.raises(Refused, match=said) as error:
         with_image.make(replace(FORM, image=str(photo)), tmp_path / "made")
+    assert f"in {name}" in str(error.value) and str(tmp_path) not in str(error.value)
     assert not (tmp_path / "made").exists()
 
 

@@ -57,6 +57,15 @@ def test_a_clip_is_shown_with_how_it_was_made(page: Any) -> None:
     assert shown[page.said] == "" and shown[page.go]["interactive"] and not shown[page.cancel]["interactive"]
 
 
+def test_the_form_begins_with_the_steps_and_the_guidance_of_the_model(page: Any, tmp_path: Path) -> None:
+    pipeline = tiny.make_pipeline()
+    pipeline.register_to_config(sampling={"steps": 250, "guidance": 4.0})
+    own = Page(Playground(pipeline), tmp_path, "published")
+    for form, steps, most, guidance in ((page, 12, 100, 2.0), (own, 250, 250, 4.0)):
+        number, scale = form.inputs["steps"], form.inputs["guidance"]
+        assert (number.value, number.maximum, scale.value) == (steps, most, guidance)
+
+
 def test_a_picture_takes_the_place_of_the_player(page: Any) -> None:
     shown = made(page, frames=1)
     assert Path(shown[page.picture]["value"]).suffix == ".png" and shown[page.picture]["visible"]

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from mmdit.diffusion import RectifiedFlow
+from mmdit.errors import Refused
 from mmdit.evaluation.score import psnr
 from mmdit.models.caching import Broadcast
 from mmdit.pipelines.comparison import Result, Way, compare, ways
@@ -58,7 +59,7 @@ def test_quality_is_against_many_plain_steps_and_as_many(results: dict[str, Resu
     assert results["cached"].psnr_plain == pytest.approx(float(psnr(clips(4, True), clips(4)).mean()))
     assert results["heun"].psnr_plain is None
     assert all(result.accuracy == {"colour": pytest.approx(2 / 3)} for result in results.values())
-    assert all(result.seconds > 0 for result in results.values())
+    assert all(result.seconds > 0 and result.cpu_seconds > 0 for result in results.values())
 
 
 def test_every_way_has_a_name_of_its_own_and_steps_that_can_be() -> None:
@@ -68,4 +69,8 @@ def test_every_way_has_a_name_of_its_own_and_steps_that_can_be() -> None:
         assert min(way.steps for way in found) >= 2
     assert [way.name for way in found[:2]] == ["plain, 50 steps", "plain, 12 steps"]
     assert any("time 2" in way.name for way in found)
+    assert [way.steps for way in found if way.name.startswith("plain")] == [50, 12, 10, 8, 6, 4]
+    assert [way.steps for way in ways(RectifiedFlow(), 8, 50, None) if way.name.startswith("plain")] == [50, 8, 4, 2]
+    with pytest.raises(Refused, match="nothing can be broadcast"):
+        ways(RectifiedFlow(), 12, 50, None, ["broadcast"])
     assert not any("broadcast" in way.name for way in ways(RectifiedFlow(), 12, 50, None))

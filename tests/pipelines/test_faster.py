@@ -11,8 +11,8 @@ from mmdit import files
 from mmdit.errors import Refused
 from mmdit.models import DiT
 from mmdit.models.caching import Broadcast, FirstBlockCache
+from mmdit.pipelines.broadcast_file import BROADCAST_FORMAT, read_broadcast
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.faster import BROADCAST_FORMAT, read_broadcast
 
 BROADCAST = Broadcast({"space": 2, "time": 3, "cross": 2, "joint": 2}, (100, 990))
 THRESHOLD = 0.25

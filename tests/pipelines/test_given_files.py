@@ -1,5 +1,6 @@
 """Given frames from files, and the options of `mmdit generate` that name them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from commands import exit_code
 from mmdit.clips.video import read_metadata, write_clip, write_image
 from mmdit.errors import Refused
 from mmdit.pipelines.given_files import read_given
+from mmdit.pipelines.output import read_note
 
 CLIP = {"frames": 4, "size": [16, 32], "fps": 8}
 
@@ -81,3 +83,77 @@ def test_generate_holds_the_photo_and_says_so(tmp_path: Path, photo: Path, capsy
     assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo) == 2
     assert "not trained with such given frames" in capsys.readouterr().err
     assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo, "--force-given") == 0
+
+
+@pytest.fixture
+def made(tmp_path: Path, photo: Path) -> dict[str, Path]:
+    """Files that were made from photos and from a clip."""
+    tiny.write_run(tmp_path / "run", given_frames=["both", "prefix"])
+    random = np.random.default_rng(0)
+    write_image(photo, random.integers(0, 256, (40, 50, 3), dtype=np.uint8))  # read at another size it looks otherwise
+    write_image(tmp_path / "last.png", levels(3)[2])
+    write_clip(tmp_path / "clip.mp4", levels(6), 8)
+    words = ("generate", tmp_path / "run", "--prompt", "red", "--steps", 2, "--size", "24x16")
+    asked = {
+        "begun": ("--image", photo, "--last-image", tmp_path / "last.png"),
+        "more": ("--extend", tmp_path / "clip.mp4"),
+    }
+    out = {name: tmp_path / "out" / f"{name}.png" for name in asked}
+    for name, given in asked.items():
+        assert exit_code(*words, "--out", out[name], *given) == 0
+    return out
+
+
+def test_what_was_made_from_given_frames_is_made_again(
+    made: dict[str, Path], tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ("--out", tmp_path / "again.png")
+    capsys.readouterr()
+    for file in made.values():
+        assert str(tmp_path) not in json.dumps(read_note(file))  # where they lay is said beside the file only
+        assert exit_code("regenerate", file, *again) == 0
+        assert capsys.readouterr().out == f"identical: {tmp_path / 'again.png'}\n"
+        assert read_note(tmp_path / "again.png") == read_note(file)
+    moved = photo.rename(tmp_path / "moved.png")
+    assert exit_code("regenerate", made["begun"], *again) == 2
+    assert "what the file was made from is not there" in (said := capsys.readouterr().err) and "--image" in said
+    assert exit_code("regenerate", made["begun"], *again, "--image", moved) == 0
+    moved.rename(made["begun"].parent / "photo.png")  # beside the file
+    assert exit_code("regenerate", made["begun"], *again) == 0
+
+
+def test_another_file_than_the_given_one_is_refused(
+    made: dict[str, Path], tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", lambda *args, **more: 1 / 0)
+    assert exit_code("regenerate", made["more"], "--image", photo) == 2
+    assert "was not made from this" in (said := capsys.readouterr().err) and "expected --extend" in said
+    assert exit_code("regenerate", made["begun"], "--image", tmp_path / "last.png") == 2
+    assert "not what the file was made from" in capsys.readouterr().err
+    write_image(photo, levels(5)[3])
+    assert exit_code("regenerate", made["begun"]) == 2
+    assert "not what the file was made from, or changed since" in capsys.readouterr().err
+
+
+def test_a_folder_of_given_frames_goes_on_with_the_same_ones_only(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write_run(tmp_path / "run", given_frames=["first"])
+    words = (
+        "generate",
+        tmp_path / "run",
+        "--prompt",
+        "red",
+        "--steps",
+        1,
+        "--format",
+        "png",
+        "--out",
+        tmp_path / "out",
+    )
+    assert exit_code(*words, "--image", photo) == 0
+    assert exit_code(*words) == 2
+    assert "the folder holds the clips of another call" in capsys.readouterr().err
+    assert exit_code(*words, "--image", photo.rename(tmp_path / "out" / "photo.png")) == 0
+    assert exit_code("regenerate", tmp_path / "out" / "0-red.png") == 0

@@ -15,7 +15,7 @@ from encoding import encode
 from PIL import Image
 
 from mmdit.clips.made import make_clips
-from mmdit.clips.video import clip_to_frames
+from mmdit.clips.video import clip_to_frames, read_metadata
 from mmdit.conditioning import build_text_encoder
 from mmdit.config import parse_config
 from mmdit.errors import Refused
@@ -23,7 +23,7 @@ from mmdit.latents.store import LatentStore
 from mmdit.pipelines import training_samples
 from mmdit.pipelines.loading import load_pipeline
 from mmdit.pipelines.training_samples import prepare_samples
-from mmdit.training.checkpoint import find_checkpoint
+from mmdit.training.checkpoint import find_checkpoint, read_state
 from mmdit.training.config import RunConfig
 from mmdit.training.loop import train
 from mmdit.training.run import Run
@@ -98,6 +98,23 @@ def test_by_default_they_show_what_clips_of_the_validation_split_show(recipe: Re
     pairs = [(clip["prompt"], clip["label"]) for clip in listed(tmp_path, 1)]
     assert set(pairs) <= {(row["caption"], row["label"]) for row in rows}
     assert len(set(pairs)) == min(3, len(rows)) > 1
+
+
+def test_what_is_never_dropped_is_not_led_away_from(recipe: Recipe, tmp_path: Path) -> None:
+    conditions = {"labels": True, "text": {"width": 16, "depth": 1, "heads": 2}, "drop_text": 0.0}
+    samples = {"every": 1, "steps": 1, "count": 1}
+    with pytest.raises(Refused, match="guidance 3"):
+        train(recipe(conditions=conditions, samples={**samples, "guidance": 3.0}), tmp_path, sample=prepare_samples)
+    with pytest.raises(Refused, match="never trained without a prompt"):
+        train(recipe(conditions=conditions, samples={**samples, "labels": [0]}), tmp_path, sample=prepare_samples)
+    checkpoint = train(
+        recipe(steps=1, conditions=conditions, samples=samples), tmp_path / "run", sample=prepare_samples
+    )
+    about: dict[str, Any] = read_metadata(tmp_path / "run" / "samples" / "step-0000001" / "00.mp4")
+    assert about["guidance"] == 1.0
+    assert read_state(checkpoint)["null_conditions"] == ["label"]
+    more = recipe(steps=1, conditions=conditions, samples=None, init_from=str(checkpoint))
+    assert read_state(train(more, tmp_path / "more"))["null_conditions"] is None  # what it began with may know more
 
 
 def test_prompts_and_labels_are_taken_in_turn(recipe: Recipe, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 import commands
 import pytest
 import tiny
+import torch
 
-from mmdit.pipelines import comparison
+from mmdit import files
+from mmdit.pipelines import comparison, load_pipeline
+from mmdit.pipelines.broadcast_file import weights_of
 from mmdit.tools.bench_sample import ATTRIBUTES
 
 FEW = ["bench", "sample", "--prompts", "2", "--steps", "4", "--reference-steps", "6", "--runs", "1", "--floor", "3"]
@@ -16,7 +19,7 @@ FEW = ["bench", "sample", "--prompts", "2", "--steps", "4", "--reference-steps",
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     all_ways = comparison.ways
-    monkeypatch.setattr(comparison, "ways", lambda *given: [way for way in all_ways(*given) if not way.compiled])
+    monkeypatch.setattr(comparison, "ways", lambda *given: all_ways(*given)[:4])  # the others take a minute
     tiny.write_run(tmp_path / "run")
     return tmp_path / "run"
 
@@ -25,18 +28,41 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
     settings = run / "broadcast.json"
     assert commands.exit_code(*FEW, str(run), "--broadcast", settings) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("sample: ")]
-    assert lines[0].split()[:5] == ["way", "steps", "calls", "passes", "seconds"]
+    machine = dict(said.rsplit(" ", 1) for said in lines.pop(0).split(", "))
+    assert (machine["threads"], machine["torch"]) == ("1", torch.__version__)
+    assert lines.pop(0) == "clips 2, timed 2"
+    assert lines[0].split()[:7] == ["way", "steps", "calls", "passes", "seconds", "CPU", "s"]
     assert lines[0].split()[-4:] == list(ATTRIBUTES)
     written = settings.read_text("utf-8")
     assert commands.exit_code(*FEW, str(run), "--broadcast", settings, "--json") == 0
-    figures = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)
+    figures = told["figures"]
     assert settings.read_text("utf-8") == written
     assert figures["broadcast"]["every"] == json.loads(written)["every"]
+    assert told["torch"] == machine["torch"]
     assert len(figures["ways"]) == len(lines) - 2
     for line, row in zip(lines[1:], figures["ways"], strict=False):
         assert line.startswith(row["name"])
         assert line[40:].split()[:2] == [str(row["steps"]), str(row["calls"])]
         assert list(row["accuracy"]) == list(ATTRIBUTES)
+        assert row["cpu_seconds"] > 0
+
+
+def test_only_the_ways_that_are_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, few = run / "checkpoints" / "step-0000005-ema-broadcast.json", FEW[:-2]  # as mmdit calibrate leaves it
+    stored = {"format": 1, "every": {"time": 2}, "interval": [0, 1000], "found_with": {"num_inference_steps": 7}}
+    files.write_json(settings, {**stored, "origin": weights_of(load_pipeline(run).config.origin)})
+    asked = ("--faster", "first-block=1e9", "--faster", "broadcast")
+    assert commands.exit_code(*few, str(run), *asked, "--json") == 0
+    said = capsys.readouterr()
+    assert "note: attention broadcast was calibrated with 7 steps: " in said.err
+    assert json.loads(said.out)["figures"]["broadcast"]["every"] == {"time": 2}
+    rows = {row["name"]: row for row in json.loads(said.out)["figures"]["ways"]}
+    assert list(rows) == ["plain, 6 steps", "plain, 4 steps", "first-block=1e9", "broadcast"]
+    assert rows["first-block=1e9"]["passes"] == 5  # of two blocks, the first at 4 steps and the second at one; guided
+    assert rows["broadcast"]["psnr_plain"] is not None
+    assert commands.exit_code(*few, str(run), "--faster", "magic") == 2
+    assert "no such way to sample faster" in capsys.readouterr().err
 
 
 def test_a_model_that_reads_no_prompts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

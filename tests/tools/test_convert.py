@@ -135,6 +135,16 @@ def test_a_hostile_pickle_runs_nothing(
     assert (tmp_path / "made").is_dir()
 
 
+def test_a_hostile_folder_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, config = to_diffusers(from_dit(golden("dit_image_class"), sample_size=(1, 8, 8), num_heads=4))
+    DiTTransformer2DModel(**config).save_pretrained(tmp_path / "in", safe_serialization=False)
+    torch.save(state | {"proj_out_2.bias": Hostile(tmp_path / "made")}, tmp_path / "in" / "diffusion_pytorch_model.bin")
+    assert exit_code("convert", tmp_path / "in", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("mmdit: this is no diffusers folder, in ")
+    no_remains(tmp_path, "in")
+
+
 def damaged(kind: str, path: Path) -> None:
     state = golden("dit_image_class")
     torch.save(state, path)

@@ -72,12 +72,30 @@ def test_plain_diffusers_loads_the_folder(exported: Path, clip: Path, tmp_path: 
 def test_the_card_says_what_it_is_and_no_folder_of_ours(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
-    assert header["license"] == "unknown" and header["library_name"] == "diffusers"
+    assert header["license"] == "unknown" and "To be filled in" in card and header["library_name"] == "diffusers"
+    assert header["widget"] == [{"text": "a red coat", "output": {"url": "examples/00.mp4"}}]
     assert "| loss | 2 (step 1) | 1.25 (step 5) |" in card and "| val_loss | 1.5 (step 5) |" in card
     assert "store: coats" in card and "labels: coat, dress, skirt" in card and "trained for 5 steps" in card
     assert "[a red coat](examples/00.mp4)" in card and (exported / "examples" / "00.mp4").is_file()
     texts = [path.read_text() for path in exported.rglob("*") if path.suffix in (".md", ".json", ".py")]
     assert not any(str(exported.parent) in text for text in texts)
+
+
+def test_examples_are_made_and_the_licence_is_said(run: Path, tmp_path: Path) -> None:
+    words = ("--licence", "apache-2.0", "--example", "a red coat", "--example", 'a "blue" dress')
+    assert exit_code("export", run, tmp_path / "coats", *words) == 0
+    card = (tmp_path / "coats" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "apache-2.0" and "## Licence\n\napache-2.0." in card and "To be filled in" not in card
+    assert [row["text"] for row in header["widget"]] == ["a red coat", 'a "blue" dress']
+    note = read_note(tmp_path / "coats" / header["widget"][1]["output"]["url"])
+    assert note["prompt"] == 'a "blue" dress' and note["frames"] == 3
+    labels_only = tiny.write_run(tmp_path / "run", text_encoder="")
+    assert exit_code("export", labels_only, tmp_path / "labels", "--example", "dress") == 0
+    assert read_note(tmp_path / "labels" / "examples" / "00.mp4")["label"] == "dress"
+    assert exit_code("export", labels_only, tmp_path / "other", "--example", "dres") == 2
+    again = ("regenerate", tmp_path / "coats" / "examples" / "01.mp4", "--checkpoint", tmp_path / "coats")
+    assert exit_code(*again, "--out", tmp_path / "again.mp4") == 0
 
 
 def test_bfloat16(run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +106,7 @@ def test_bfloat16(run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureF
         with safe_open(path, "pt") as tensors:
             kinds[part] = {str(tensors.get_tensor(name).dtype) for name in tensors.keys()}  # noqa: SIM118
     assert kinds == {"transformer": {"torch.bfloat16"}, "text_encoder": {"torch.bfloat16"}, "vae": {"torch.float32"}}
+    assert "weights in the network, in bfloat16." in (tmp_path / "half" / "README.md").read_text()
     pipeline = load_pipeline(tmp_path / "half")
     assert pipeline("a red coat", num_inference_steps=2, output_type="pt").frames.isfinite().all()
     capsys.readouterr()
@@ -116,6 +135,7 @@ def test_push_uploads_every_file_by_the_hubs_own_client(
     there = sorted(p.relative_to(tmp_path / "coats").as_posix() for p in (tmp_path / "coats").rglob("*") if p.is_file())
     assert made == {"repo": ("me/coats", True), "files": there}
     assert "model_index.json" in there and "pipeline.py" in there
+    assert 'custom_pipeline="me/coats"' in (tmp_path / "coats" / "README.md").read_text()
     assert exit_code("export", run, tmp_path / "again", "--push", "me/down") == 4
     assert "the upload failed, in me/down, got the line is down" in capsys.readouterr().err
     assert (tmp_path / "again" / "model_index.json").is_file()
@@ -126,6 +146,8 @@ def test_push_uploads_every_file_by_the_hubs_own_client(
     [
         (["out", "--dtype", "float8"], "unknown dtype"),
         (["out", "--push", "a/b/c"], "not a repository's name"),
+        (["out", "--licence", "Apache 2"], "not a licence as the hub writes it"),
+        (["out", "--example", "a\0b"], "NUL"),
         (["there"], "there already"),
     ],
 )
@@ -134,6 +156,7 @@ def test_refusals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", None)  # nothing is loaded
     (tmp_path / "there").mkdir()
     assert exit_code("export", run, *words) == 2
     assert said in capsys.readouterr().err
