@@ -122,8 +122,8 @@ def read_outcome(trial: Trial, run: Path, evaluation: Mapping[str, Any]) -> Outc
     told = evaluation["figures"]
     if told.get("attributes"):
         figures["attributes"] = fmean(share["generated"]["share"] for share in told["attributes"].values())
-    if told.get("frechet") is not None:
-        figures["Fréchet distance"] = float(told["frechet"])
+    for network, distance in (told.get("distances") or {}).items():
+        figures[f"Fréchet distance, {network}"] = float(distance["frechet"])
     return Outcome(trial, figures, float(lines[-1]["seconds"]))
 
 
