@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("mmdit.tools.evaluate", "measure a model, or a folder of clips, by a named protocol"),
     "app": Verb("mmdit.tools.app", "make clips on a page in the browser"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
+    "study": Verb("mmdit.tools.study", "train a recipe in several ways, and compare what they reach"),
     "train-codec": Verb("mmdit.tools.train_codec", "train the small video codec that comes with mmdit"),
     "train-probe": Verb("mmdit.tools.train_probe", "train the network that scores the generated clips"),
 }
