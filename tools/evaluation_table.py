@@ -78,11 +78,12 @@ def _given(kind: str, figures: dict[str, Any], split: str) -> list[str]:
         f"{GIVEN[kind]} given, {figures['clips']} clips of split {split}",
         f"PSNR of what is given: {psnr['generated']:.2f} dB, the codec's own {psnr['codec']:.2f} dB; "
         f"{figures['within_1_db']:.1%} of the clips within 1 dB of it (goal: all)",
-        f"{'kept through the clip':24} {'generated':>34} {'codec':>34} {'real':>34}",
     ]
-    for name, shares in figures["kept"].items():
-        columns = "".join(f" {_share(shares[whose]):>34}" for whose in ("generated", "codec", "original"))
-        lines.append(f"{name:24}{columns}{f'  ({GOALS[name]})' if name in GOALS else ''}")
+    for how, words in (("whole", "shown by the clip"), ("thirds", "shown in every third")):
+        lines.append(f"{words:24} {'generated':>34} {'codec':>34} {'real':>34}")
+        for name, shares in figures["shown"][how].items():
+            columns = "".join(f" {_share(shares[whose]):>34}" for whose in ("generated", "codec", "original"))
+            lines.append(f"{name:24}{columns}{f'  ({GOALS[name]})' if name in GOALS and how == 'whole' else ''}")
     return lines
 
 

@@ -25,20 +25,23 @@ def attributes_of(probe: Probe, rows: Sequence[Mapping[str, Any]]) -> tuple[str,
     return tuple(name for name in probe.config.names if all(isinstance(row.get(name), str) for row in rows))
 
 
-def kept(
+def shown(
     probe: Probe, clips: Tensor, wanted: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, list[bool]]:
-    """Whether each clip shows the wanted value of each attribute all through: in its first, middle and last third.
+) -> dict[str, dict[str, list[bool]]]:
+    """Whether each clip shows the wanted value of each attribute: {"whole": as a whole, "thirds": in its first, middle
+    and last third too}, each {attribute: a value a clip}.
 
-    An attribute that needs several frames is read from the whole clip. A clip with fewer than three frames is one part.
+    An attribute that needs several frames is read from the whole clip only, and a clip of fewer than three frames too.
     """
     frames = clips.shape[2]
     parts = clips.tensor_split(PARTS, dim=2) if frames >= PARTS else (clips,)
-    whole, read = probe.read(clips), [probe.read(part) for part in parts]
-    result = {}
+    readings = [probe.read(part) for part in (clips, *parts)]
+    result: dict[str, dict[str, list[bool]]] = {"whole": {}, "thirds": {}}
     for name in names:
-        seen = [whole[name]] if name in probe.config.motion else [reading[name] for reading in read]
-        result[name] = [all(part[i] == row[name] for part in seen) for i, row in enumerate(wanted)]
+        right = [[reading[name][i] == row[name] for i, row in enumerate(wanted)] for reading in readings]
+        result["whole"][name] = right[0]
+        seen = right[:1] if name in probe.config.motion else right
+        result["thirds"][name] = [all(one) for one in zip(*seen, strict=True)]
     return result
 
 
@@ -55,7 +58,7 @@ def compare_given(
     kind: str,
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """One record a clip: {"psnr": {whose: dB}, "kept": {whose: {attribute: bool}}}.
+    """One record a clip: {"psnr": {whose: dB}, "shown": {"whole" or "thirds": {whose: {attribute: bool}}}}.
 
     Args:
         clips: "original", "codec" and "generated", the same clips in the same order.
@@ -63,11 +66,14 @@ def compare_given(
         kind: one of `PLACES`.
     """
     values = {whose: given_psnr(clips["original"], part, kind) for whose, part in clips.items() if whose != "original"}
-    shown = {whose: kept(probe, part, wanted, names) for whose, part in clips.items()}
+    seen = {whose: shown(probe, part, wanted, names) for whose, part in clips.items()}
     return [
         {
             "psnr": {whose: column[i] for whose, column in values.items()},
-            "kept": {whose: {name: column[i] for name, column in by.items()} for whose, by in shown.items()},
+            "shown": {
+                how: {whose: {name: column[i] for name, column in by[how].items()} for whose, by in seen.items()}
+                for how in ("whole", "thirds")
+            },
         }
         for i in range(len(wanted))
     ]
@@ -75,23 +81,28 @@ def compare_given(
 
 def given_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of all records: mean PSNR in dB, the share of clips within 1 dB of the codec's own, and for each
-    attribute the share of clips that keep it, with its 95 % interval, beside those of originals and codec."""
+    attribute the share of clips that show it, as a whole and in every third, with its 95 % interval, beside those of
+    originals and codec."""
     if not records:
         raise Refused("nothing to compare", expected="at least one clip")
     within = sum(record["psnr"]["generated"] >= record["psnr"]["codec"] - WITHIN for record in records)
-    figures: dict[str, Any] = {
+    return {
         "clips": len(records),
         "psnr": {whose: fmean(record["psnr"][whose] for record in records) for whose in ("codec", "generated")},
         "within_1_db": within / len(records),
-        "kept": {},
+        "shown": {how: _shares([record["shown"][how] for record in records]) for how in ("whole", "thirds")},
     }
-    for name in records[0]["kept"]["generated"]:
-        shares = {}
-        for whose in records[0]["kept"]:
-            count = sum(record["kept"][whose][name] for record in records)
-            shares[whose] = {
+
+
+def _shares(records: Sequence[Mapping[str, Mapping[str, bool]]]) -> dict[str, Any]:
+    """{attribute: {whose: {"correct", "count", "share", "interval"}}}."""
+    figures: dict[str, Any] = {}
+    for name in records[0]["generated"]:
+        figures[name] = {}
+        for whose in records[0]:
+            count = sum(record[whose][name] for record in records)
+            figures[name][whose] = {
                 "correct": count, "count": len(records), "share": count / len(records),
                 "interval": list(wilson(count, len(records))),
             }  # fmt: skip
-        figures["kept"][name] = shares
     return figures

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import Refused
-from mmdit.evaluation.given import attributes_of, compare_given, given_figures, given_psnr, kept
+from mmdit.evaluation.given import attributes_of, compare_given, given_figures, given_psnr, shown
 
 
 class ByBrightness:
@@ -30,10 +30,11 @@ def clips_of(*levels: list[int]) -> Tensor:
     return torch.tensor(levels, dtype=torch.uint8).view(len(levels), 1, -1, 1, 1).expand(-1, 3, -1, 2, 2).contiguous()
 
 
-def test_kept_means_in_every_third() -> None:
+def test_shown_as_a_whole_and_in_every_third() -> None:
     steady, fading = [200] * 9, [255] * 6 + [0] * 3  # the whole of the second still reads as light
-    shown = kept(PROBE, clips_of(steady, fading), ROWS, ("colour", "motion"))
-    assert shown == {"colour": [True, False], "motion": [True, True]}
+    seen = shown(PROBE, clips_of(steady, fading), ROWS, ("colour", "motion"))
+    assert seen["whole"] == {"colour": [True, True], "motion": [True, True]}
+    assert seen["thirds"] == {"colour": [True, False], "motion": [True, True]}
 
 
 def test_psnr_is_of_the_given_frames_alone() -> None:
@@ -55,7 +56,7 @@ def test_figures_of_all_clips() -> None:
     assert figures["clips"] == 2
     assert figures["within_1_db"] == 0.5  # the second first frame is five times as far off
     assert figures["psnr"]["generated"] < figures["psnr"]["codec"]
-    shares = {whose: part["share"] for whose, part in figures["kept"]["colour"].items()}
+    shares = {whose: part["share"] for whose, part in figures["shown"]["thirds"]["colour"].items()}
     assert shares == {"original": 1.0, "codec": 1.0, "generated": 0.5}
     with pytest.raises(Refused):
         given_figures([])

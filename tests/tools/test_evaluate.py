@@ -97,7 +97,7 @@ def test_given_frames_are_measured_beside_the_codec(place: Path, capsys: pytest.
     # nothing that the codec makes depends on other frames, so what is given comes back exactly as by the codec
     assert found["psnr"]["generated"] == pytest.approx(found["psnr"]["codec"], abs=0.01)
     assert found["within_1_db"] == 1
-    assert found["kept"]["colour"].keys() == {"original", "codec", "generated"}
+    assert found["shown"]["whole"]["colour"].keys() == {"original", "codec", "generated"}
     shown = capsys.readouterr().out
     assert "PSNR of what is given" in shown and "goal: 95 %" in shown
 
