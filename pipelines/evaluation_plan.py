@@ -78,7 +78,8 @@ def plan_given(
     if model.clip is not None and real.size != (model.clip["frames"], *model.clip["size"]):
         raise Refused("the clips are not of the model's size", where=real.where, got=real.size,
                       expected=(model.clip["frames"], *model.clip["size"]))  # fmt: skip
-    return Plan(model, None, real.rows, real)
+    left_out = {"rows": (), "labels": ("caption",), "none": ("caption", "label")}[rules.conditions]
+    return Plan(model, None, [{**row, **dict.fromkeys(left_out)} for row in real.rows], real)
 
 
 def plan_samples(

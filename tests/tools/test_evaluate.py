@@ -15,6 +15,9 @@ from pooled import Direct
 
 import mmdit.tools.evaluate
 from mmdit.clips.made import make_clips
+from mmdit.evaluation.protocol import Protocol
+from mmdit.latents.store import LatentStore
+from mmdit.pipelines.evaluation_plan import plan_given
 
 
 class Here(Direct):
@@ -100,6 +103,17 @@ def test_given_frames_are_measured_beside_the_codec(place: Path, capsys: pytest.
     assert found["shown"]["whole"]["colour"].keys() == {"original", "codec", "generated"}
     shown = capsys.readouterr().out
     assert "PSNR of what is given" in shown and "goal: 95 %" in shown
+
+
+@pytest.mark.parametrize(("conditions", "told"), [("rows", ["caption", "label"]), ("labels", ["label"]), ("none", [])])
+def test_given_frames_alone_or_with_what_is_said(place: Path, conditions: str, told: list[str]) -> None:
+    rules = Protocol.model_validate({"samples": 3, "conditions": conditions, "given_split": "train"})
+    plan = plan_given(place / "run", LatentStore.open(place / "store"), rules, "first", force=True)
+    for row, real in zip(plan.rows, plan.real.rows, strict=True):
+        assert {name: row[name] for name in ("caption", "label")} == {
+            name: real[name] if name in told else None for name in ("caption", "label")
+        }
+        assert row["colour"] == real["colour"]
 
 
 def test_the_order_of_files_makes_no_difference(place: Path, tmp_path: Path) -> None:
