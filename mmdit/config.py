@@ -40,8 +40,7 @@ def load_config(kind: type[C], source: str | Path, overrides: Sequence[str] = ()
             that do not fit, alone or together.
     """
     values = read_recipe(find_recipe(source))
-    for override in overrides:
-        _apply(values, override)
+    apply_overrides(values, overrides)
     return parse_config(kind, values, where=str(source))
 
 
@@ -142,6 +141,12 @@ def find_recipe(source: str | Path) -> Path:
         return named
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
     raise Refused("no such recipe", got=source, expected=f"a YAML file, or one of the shipped {', '.join(names)}")
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets `key.sub=value` (the value is YAML) in the values of a recipe."""
+    for override in overrides:
+        _apply(values, override)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

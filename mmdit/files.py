@@ -73,9 +73,13 @@ def _fsync(path: Path) -> None:
 def new_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path with the same suffix; the body writes there; on leaving it becomes `path`.
 
-    `durable=False` leaves out the flush to disk, for many small files that can be made again.
+    `durable=False` leaves out the flush to disk, for many small files that can be made again. Raises Refused where the
+    path is a device, a pipe or a folder, which renaming would replace.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise Refused("this is no file that could be written anew", where=path, got="a device, a pipe or a folder",
+                      fix="name another one")  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:

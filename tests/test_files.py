@@ -99,3 +99,12 @@ def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> N
     usual = (tmp_path / "usual").stat().st_mode
     for name in ("a.safetensors", "folder/a.safetensors"):
         assert (tmp_path / name).stat().st_mode == usual
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder"):
+        with pytest.raises(Refused, match="no file that could be written anew"):
+            files.write_text(path, "text")
+    assert (tmp_path / "pipe").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

@@ -48,8 +48,10 @@ VERBS: dict[str, Verb] = {
     "regenerate": Verb("mmdit.tools.regenerate", "make a generated file again, pixel for pixel"),
     "calibrate": Verb("mmdit.tools.calibrate", "find how far attention can be broadcast, for faster sampling"),
     "export": Verb("mmdit.tools.export", "write a run as a pipeline folder with a model card, and push it to a hub"),
+    "evaluate": Verb("mmdit.tools.evaluate", "measure a model, or a folder of clips, by a named protocol"),
     "app": Verb("mmdit.tools.app", "make clips on a page in the browser"),
     "convert": Verb("mmdit.tools.convert", "convert weights of DiT, Latte and diffusers' DiT, and back"),
+    "study": Verb("mmdit.tools.study", "train a recipe in several ways, and compare what they reach"),
     "train-codec": Verb("mmdit.tools.train_codec", "train the small video codec that comes with mmdit"),
     "train-probe": Verb("mmdit.tools.train_probe", "train the network that scores the generated clips"),
 }

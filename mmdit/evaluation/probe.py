@@ -63,14 +63,18 @@ class Probe(nn.Module):
         clips: (b, 3, f, h, w), float in [-1, 1], any size and any number of frames from 1.
         Returns attribute -> (b, n).
         """
+        pooled = self.features(clips)
+        return {key: head(pooled) for key, head in self.heads.items()}
+
+    def features(self, clips: Tensor) -> Tensor:
+        """What the heads read, (b, 2 width): mean and maximum of the trunk's features over all places."""
         b, _, f, h, w = clips.shape
         if (h, w) != self.config.size:
             frames = clips.transpose(1, 2).flatten(0, 1)  # (b f, 3, h, w)
             frames = F.interpolate(frames, self.config.size, mode="bilinear", antialias=True)
             clips = frames.unflatten(0, (b, f)).transpose(1, 2)
         features = self.trunk(clips).flatten(2).float()  # (b, width, places)
-        pooled = torch.cat([features.mean(-1), features.amax(-1)], dim=1)  # (b, 2 width)
-        return {key: head(pooled) for key, head in self.heads.items()}
+        return torch.cat([features.mean(-1), features.amax(-1)], dim=1)
 
     @torch.no_grad()
     def probabilities(self, clips: Tensor, *, batch_size: int = 32) -> dict[str, Tensor]:

@@ -143,5 +143,5 @@ def _of_row(row: dict[str, Any]) -> Facts:
     if row["kind"] is not None:
         size = (row["height"], row["width"])
         probed = Probed(row["kind"], row["duration"], row["frames"], row["fps"], size)
-    part = Part(row["file"], row["offset"], row["bytes"]) if row["file"] is not None else None
+    part = Part(row["file"], row["offset"], row["bytes"]) if row.get("file") is not None else None
     return Facts(row["bytes"], row["modified"], row["sha256"], probed, row["reason"], part)
