@@ -22,15 +22,6 @@ from mmdit.tools import cli
 COMMANDS = [command for page in PAGES for command in commands(page)]
 
 
-def kinds_of_recipe() -> dict[str, Any]:
-    from mmdit.evaluation.probe_training import ProbeRecipe
-    from mmdit.training.codec_recipe import CodecRecipe
-    from mmdit.training.config import RunConfig
-
-    trained = dict.fromkeys(("train", "plan", "bench"), RunConfig)
-    return {**trained, "train-codec": CodecRecipe, "train-probe": ProbeRecipe}
-
-
 def read_words(verb: str, words: list[str], *, whole: bool) -> None:
     """What the verb makes of its words, up to where its work would begin; Refused for what it would refuse."""
     heard: dict[str, Any] = {}
@@ -56,14 +47,29 @@ def read_words(verb: str, words: list[str], *, whole: bool) -> None:
 
 
 def check_values(verb: str, heard: dict[str, Any]) -> None:
-    """Names of recipes and their keys, samplers, devices, ways to sample faster."""
+    """Names of recipes and their keys, of protocols, studies, samplers, devices, and ways to sample faster."""
     from mmdit.diffusion import SAMPLERS
+    from mmdit.evaluation.probe_training import ProbeRecipe
+    from mmdit.evaluation.protocol import load_protocol
     from mmdit.pipelines.faster import read_ways
+    from mmdit.tools import study
+    from mmdit.training.codec_recipe import CodecRecipe
+    from mmdit.training.config import RunConfig
     from mmdit.training.devices import find_device
+    from mmdit.training.study import Study
 
-    recipe = heard.get("config") or heard.get("recipe")
-    if heard.get("overrides") or (recipe and verb in kinds_of_recipe()):
-        load_config(kinds_of_recipe()[verb], recipe, heard.get("overrides") or [])
+    overrides, recipe = heard.get("overrides") or [], heard.get("config") or heard.get("recipe")
+    kinds: dict[str, Any] = {"train-codec": CodecRecipe, "train-probe": ProbeRecipe}
+    if "protocol" in heard:
+        load_protocol(heard["protocol"], overrides)
+    elif "study" in heard:
+        found = load_config(Study, study._find(heard["study"]))
+        for changes in found.points.values():
+            load_config(RunConfig, found.recipe, [*found.settings, *overrides, *changes])
+    elif verb in ("train", "plan", "bench", *kinds) and recipe:
+        load_config(kinds.get(verb, RunConfig), recipe, overrides)
+    else:
+        assert not overrides, f"nothing here checks overrides of mmdit {verb}"
     if heard.get("sampler") not in (None, "NAME"):
         assert heard["sampler"] in SAMPLERS
     if heard.get("gpu"):
@@ -137,6 +143,10 @@ def test_the_commands_are_found() -> None:
         "mmdit generate runs/mine --out a.mp4 --faster first-blok",
         "mmdit bench lod demo_fashion",
         "mmdit plan debug --gpu h2000",
+        "mmdit evaluate runs/mine --store demo/store --protocol fvd-17f",
+        "mmdit evaluate runs/mine --store demo/store sampels=3",
+        "mmdit study scalign",
+        "mmdit study scaling data.stroe=demo/store",
         "torchrun --nproc-per-noode 8 tools/train.py debug",
         "torchrun --nproc-per-node 8 tools/trian.py debug",
         "torchrun --nproc-per-node 8 tools/train.py debug sharding=ful",

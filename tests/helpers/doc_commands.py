@@ -10,7 +10,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PROGRAMS = ("mmdit", "torchrun", "accelerate", "make", "pip")
 # What stands for a user's own, where the command line wants a value of some form.
 STANDS_FOR = {
-    "VERB": "train", "RECIPE": "configs/demo_fashion.yaml", "N": "2", "DB": "30", "WIDTHxTOKENS": "768x77",
+    "VERB": "train", "tools/VERB.py": "tools/train.py", "RECIPE": "configs/demo_fashion.yaml", "N": "2", "DB": "30", "WIDTHxTOKENS": "768x77",
     "CHANNELxFRAMExHEIGHTxWIDTH": "16x9x8x6", "NUMBER": "5",
 }  # fmt: skip
 
@@ -57,7 +57,8 @@ def _command(page: str, line: str, *, whole: bool) -> Command | None:
         del words[0]
     if not words or words[0] not in PROGRAMS or (len(words) == 1 and not whole):
         return None
-    kept = [STANDS_FOR.get(word, word) for word in words if word not in ("...", "key=value")]
+    end = next((place for place, word in enumerate(words) if word in (">", "|", "&&", ";")), len(words))
+    kept = [STANDS_FOR.get(word, word) for word in words[:end] if word not in ("...", "key=value")]
     return Command(page, tuple(kept), whole and "..." not in words)
 
 
