@@ -10,7 +10,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PROGRAMS = ("mmdit", "torchrun", "accelerate", "make", "pip")
 # What stands for a user's own, where the command line wants a value of some form.
 STANDS_FOR = {
-    "VERB": "train", "tools/VERB.py": "tools/train.py", "RECIPE": "configs/demo_fashion.yaml", "N": "2", "DB": "30", "WIDTHxTOKENS": "768x77",
+    "VERB": "train", "tools/VERB.py": "tools/train.py",
+    "RECIPE": "configs/demo_fashion.yaml", "N": "2", "DB": "30", "WIDTHxTOKENS": "768x77",
     "CHANNELxFRAMExHEIGHTxWIDTH": "16x9x8x6", "NUMBER": "5",
 }  # fmt: skip
 
