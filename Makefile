@@ -14,13 +14,14 @@ within = $(if $(TIMEOUT),"$(TIMEOUT)" $(1))
 NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit("mmdit needs Python 3.11 or newer, not %d.%d (%s); \
     try: make PYTHON=python3.12" % (sys.version_info[0], sys.version_info[1], sys.executable))
 
-.PHONY: help install demo test lint types test-fast test-slow clean
+.PHONY: help install demo test lint types test-fast test-slow docs clean
 
 help:
 	@echo "make install    .venv with mmdit and all that developing it takes"
 	@echo "make demo       make clips, encode, train, generate, score, report: into $(OUT)/"
 	@echo "make test       ruff, mypy and the tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make docs       the pages of docs/, into build/site"
 	@echo "make clean      remove what was built, the environment and caches, but not $(OUT)/"
 
 install: $(STAMP)
@@ -50,6 +51,10 @@ test-fast: install types lint
 
 test-slow: install
 	$(call within,3600) $(RUN) pytest -m slow --timeout 1800 $(ARGS)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(call within,300) $(RUN) mkdocs build --strict --quiet
+	@echo "look at build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
