@@ -53,7 +53,7 @@ test-slow: install
 	$(call within,3600) $(RUN) pytest -m slow --timeout 1800 $(ARGS)
 
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(call within,300) $(RUN) mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(call within,300) $(RUN) mkdocs build --strict
 	@echo "look at build/site/index.html"
 
 clean:
