@@ -45,7 +45,7 @@ def training_keys() -> str:
     def going_on(key: str) -> str:
         return next((words for keys, words in rules if rule_of(key) in keys), "")
 
-    return _tables(RunConfig, "when a run goes on", going_on)
+    return _tables(RunConfig, going_on)
 
 
 def codec_keys() -> str:
@@ -54,29 +54,31 @@ def codec_keys() -> str:
     return _tables(CodecRecipe)
 
 
-def _tables(kind: Any, column: str | None = None, more: Callable[[str], str] = str) -> str:
+def _tables(kind: Any, going_on: Callable[[str], str] | None = None) -> str:
     """A table of the keys for each table of a recipe, with a heading where it is not the outermost."""
     schema = kind.model_json_schema()
+    head = ["key", "value", "default", "what it does", *(["when a run goes on"] if going_on else [])]
     lines = []
     for name, table in _in_order(schema, schema, ""):
-        if name:
-            lines += ["", f"### {name}", "", table.get("description", "")]
-        extra = f" {column} |" if column else ""
-        lines += [
-            "",
-            f"| key | value | default | what it does |{extra}",
-            f"|---|---|---|---|{'---|' if column else ''}",
-        ]
-        required = table.get("required", [])
+        lines += ["", f"### {name}", "", table.get("description", "")] if name else []
+        lines += ["", _row(head), _row(["---"] * len(head))]
         for key, about in table["properties"].items():
-            full = f"{name}.{key}".lstrip(".")
-            default = "needed" if key in required else f"`{json.dumps(about['default'])}`"
-            if _inner(schema, about):
-                default = "needed" if key in required else "see below" if about.get("default") else "`null`"
-            cells = [f"`{key}`", _value(about), default, about.get("description", "see below")]
-            cells += [more(full)] if column else []
-            lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+            cells = [f"`{key}`", _value(about), _default(schema, table, key), about.get("description", "see below")]
+            lines.append(_row([*cells, going_on(f"{name}.{key}".lstrip("."))] if going_on else cells))
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(schema: Any, table: Any, key: str) -> str:
+    about = table["properties"][key]
+    if key in table.get("required", []):
+        return "needed"
+    if _inner(schema, about) and about["default"] is not None:
+        return "see below"
+    return f"`{json.dumps(about['default'])}`"
 
 
 def _in_order(schema: Any, table: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -133,10 +135,10 @@ def recipes() -> str:
 
 def layers() -> list[list[str]]:
     """The rooms from the bottom up, as tests/test_layout.py holds them to."""
-    tree = ast.parse((ROOT / "tests/test_layout.py").read_text("utf-8"))
-    values = {node.targets[0].id: node.value for node in tree.body  # type: ignore[attr-defined]
-              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
-    return [sorted(layer) for layer in ast.literal_eval(values["LAYERS"])]
+    for node in ast.parse((ROOT / "tests/test_layout.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS":
+            return [sorted(layer) for layer in ast.literal_eval(node.value)]
+    raise LookupError("tests/test_layout.py has no LAYERS")
 
 
 def house() -> str:
