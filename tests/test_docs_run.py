@@ -30,6 +30,7 @@ NOT_RUN = {
     "convert": "weights from elsewhere",
     "train-codec": "thousands of clips; tests/tools/test_train_codec.py runs it on few",
     "train-probe": "ends with 4 unless it was trained for long; tests/tools/test_train_probe.py",
+    "evaluate runs/given": "a network that was trained with given frames; tests/tools/test_evaluate.py",
     "bench compare": "needs a repository with a history; tests/tools/test_bench.py",
 }
 
