@@ -1,0 +1,101 @@
+"""Kernels for CPUs give what their plain forms give, values and gradients, and serve only where they can."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdit.errors import Refused
+from mmdit.models import cpu_kernels
+from mmdit.models.cpu_kernels import KERNELS, gelu, is_quick, linear, plain_kernels
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest value
+
+
+def with_gradients(work: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The result of `work`, and the gradients of its inputs under a fixed one of the result."""
+    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    out = work(*inputs)
+    torch.manual_seed(1)
+    out.backward(torch.randn(out.shape).to(out.dtype))
+    return [out.detach(), *(x.grad for x in inputs if x.grad is not None)]
+
+
+def assert_alike(quick: list[Tensor], plain: list[Tensor], tolerance: float) -> None:
+    assert len(quick) == len(plain)
+    for ours, theirs in zip(quick, plain, strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert (ours.double() - theirs.double()).abs().max() <= tolerance * theirs.double().abs().max()
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "SMALLEST", 0)
+
+
+@pytest.fixture
+def product() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 40, 48), torch.randn(56, 48), torch.randn(56)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_linear_is_its_plain_form(
+    product: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cpu_kernels._has_onednn():  # its function is the same elsewhere, only not oneDNN's
+        monkeypatch.setattr(cpu_kernels, "_has_onednn", lambda: True)
+        monkeypatch.setattr(cpu_kernels, "_product", F.linear)
+    x, weight, bias = (value if autocast else value.to(dtype) for value in product)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        quick = with_gradients(linear, x, weight, bias)
+        with plain_kernels("linear"):
+            plain = with_gradients(linear, x, weight, bias)
+    assert_alike(quick, plain, TOLERANCE[torch.bfloat16 if autocast else dtype])
+    with torch.no_grad():
+        assert_alike([linear(x, weight, bias)], [F.linear(x, weight, bias)], TOLERANCE[dtype])
+
+
+def test_linear_makes_only_the_gradients_that_are_wanted(product: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias = product
+    weight.requires_grad_()
+    linear(x, weight, bias).sum().backward()
+    assert x.grad is None and bias.grad is None and weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gelu_is_its_plain_form(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "CHUNK", 1000)  # with a rest
+    x = torch.cat([torch.linspace(-12, 12, 4097), torch.tensor([-1e4, -60.0, 0.0, 60.0, 1e4])]).to(dtype)
+    quick = with_gradients(gelu, x)
+    with plain_kernels("gelu"):
+        plain = with_gradients(gelu, x)
+    for ours, theirs in zip(quick, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6 if dtype == torch.float32 else 8e-3, rtol=TOLERANCE[dtype])
+    assert torch.equal(gelu(x), F.gelu(x, approximate="tanh"))  # without a gradient there is nothing to be quicker at
+
+
+def test_the_plain_form_serves_what_the_kernels_cannot() -> None:
+    x = torch.zeros(4)
+    assert is_quick("gelu", x, torch.nn.Parameter(x))
+    with plain_kernels("gelu"):
+        assert not is_quick("gelu", x) and is_quick("linear", x)
+        with plain_kernels():
+            assert not any(is_quick(name, x) for name in KERNELS)
+        assert not is_quick("gelu", x) and is_quick("linear", x)
+    assert not is_quick("gelu", x.double()) and not is_quick("gelu", x.to("meta"))
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        assert not is_quick("gelu", torch.zeros(4))
+
+
+def test_few_elements_are_left_to_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "SMALLEST", 5)
+    assert is_quick("gelu", torch.zeros(5)) and not is_quick("gelu", torch.zeros(4))
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    with pytest.raises(Refused, match="no such kernel.*'glue'"), plain_kernels("glue"):
+        pass
