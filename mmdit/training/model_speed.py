@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from mmdit.models import DiT, model_cost
 from mmdit.models.cpu_kernels import KERNELS, plain_kernels
 from mmdit.models.presets import preset_options
+from mmdit.training.allocator import keep_freed_memory
 from mmdit.training.memory import DTYPES, most_held
 
 LABELS = 1000
@@ -63,6 +65,7 @@ class Way:
         backend: of attention.
         compiled: "blocks", "whole", or "graphs" (whole, with CUDA graphs where the device has them).
         checkpointing: every so-many-th block is computed again in the backward pass; 0 for none.
+        keeps_memory: whether freed memory stays with the process: `mmdit.training.allocator`. It does in training.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Way:
     backend: str = "auto"
     compiled: str = ""
     checkpointing: int = 0
+    keeps_memory: bool = True
 
 
 @dataclass
@@ -100,12 +104,14 @@ def ways(case: Case, device: str) -> Iterator[Way]:
         peers = {f"diffusers Latte, {blocks}+{blocks} blocks": blocks for blocks in (depth, depth // 2)}
     for precision in ("float32", "bfloat16"):
         for name, blocks in peers.items():
-            yield Way(f"{name}, {precision}", precision, peer=blocks, fused=False)
-        yield Way(f"plain eager, {precision}", precision, plain=KERNELS, fused=False)
+            yield Way(f"{name}, {precision}", precision, peer=blocks, fused=False, keeps_memory=False)
+        yield Way(f"plain eager, {precision}", precision, plain=KERNELS, fused=False, keeps_memory=False)
         ours = f"mmdit, {precision}"
         yield Way(ours, precision)
         for kernel in KERNELS if on_cpu else ():
             yield Way(f"{ours}, plain {kernel}", precision, plain=(kernel,))
+        if on_cpu:
+            yield Way(f"{ours}, freed memory given back", precision, keeps_memory=False)
         yield Way(f"{ours}, AdamW not fused", precision, fused=False)
         for backend in ("math", "sdpa") if on_cpu else ("math", "sdpa", "xformers"):
             yield Way(f"{ours}, attention by {backend}", precision, backend=backend)
@@ -123,19 +129,24 @@ def measure(case: Case, chosen: Sequence[Way], device: str, runs: int) -> list[R
     for precision in dict.fromkeys(way.precision for way in chosen):
         for shape in PRODUCTS if device == "cpu" else PRODUCTS_CUDA:
             work.append(_product(shape, precision, device))
-    work += [(result, lambda way=result.way: trained.step(way)) for result in results]  # type: ignore[misc]
     for number in range(runs + 1):
         for result, run in work:
+            _time(result, run, device, keep=number > 0)
+        for result in results:
             if not result.error:
-                _time(result, run, device, keep=number > 0)
-    for result, run in work[-len(results) :]:
+                _time(result, partial(trained.step, result.way), device, keep=number > 0, before=trained.prepare)
+    for result in results:
         if not result.error:
-            result.memory = trained.stays(result.way) + _peak(run, device)
-    return [result for result, _ in work]
+            result.memory = trained.stays(result.way) + _peak(partial(trained.step, result.way), device)
+    return [result for result, _ in work] + results
 
 
-def _time(result: Result, run: Callable[[], None], device: str, *, keep: bool) -> None:
+def _time(
+    result: Result, run: Callable[[], None], device: str, *, keep: bool, before: Callable[[Way], None] | None = None
+) -> None:
     try:
+        if before is not None:
+            before(result.way)
         began, busy = time.perf_counter(), time.process_time()
         run()
         if device != "cpu":
@@ -175,6 +186,14 @@ class _Trained:
         times = torch.rand(case.batch, generator=generator).to(device) * 1000
         labels = torch.randint(LABELS, (case.batch,), generator=generator).to(device)
         self.inputs, self.target = (latents, times, labels), target
+        self._keeps_memory: bool | None = None
+
+    def prepare(self, way: Way) -> None:
+        """What is not to be timed: after another way with memory, a first step faults in what it needs."""
+        if way.keeps_memory != self._keeps_memory:
+            self._keeps_memory = way.keeps_memory
+            keep_freed_memory(way.keeps_memory)
+            self.step(way)
 
     def step(self, way: Way) -> None:
         network, optimizer = self._network(way), self._optimizer(way)

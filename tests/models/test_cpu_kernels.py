@@ -41,22 +41,42 @@ def product() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, 3, 40, 48), torch.randn(56, 48), torch.randn(56)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("autocast", [False, True])
-def test_linear_is_its_plain_form(
-    product: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linear_is_its_plain_form(product: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     if not cpu_kernels._has_onednn():  # its function is the same elsewhere, only not oneDNN's
         monkeypatch.setattr(cpu_kernels, "_has_onednn", lambda: True)
         monkeypatch.setattr(cpu_kernels, "_product", F.linear)
-    x, weight, bias = (value if autocast else value.to(dtype) for value in product)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        quick = with_gradients(linear, x, weight, bias)
-        with plain_kernels("linear"):
-            plain = with_gradients(linear, x, weight, bias)
-    assert_alike(quick, plain, TOLERANCE[torch.bfloat16 if autocast else dtype])
+    runs = record_runs(monkeypatch)
+    quick = with_gradients(linear, *product)
+    assert runs == [1, 1]  # forward, and backward for x
+    with plain_kernels("linear"):
+        plain = with_gradients(linear, *product)
+    assert_alike(quick, plain, TOLERANCE[torch.float32])
     with torch.no_grad():
-        assert_alike([linear(x, weight, bias)], [F.linear(x, weight, bias)], TOLERANCE[dtype])
+        assert_alike([linear(*product)], [F.linear(*product)], TOLERANCE[torch.float32])
+    assert len(runs) == 3
+
+
+def test_bfloat16_products_are_the_plain_form_to_the_bit(
+    product: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = record_runs(monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(*product), F.linear(*product))
+    linear(*(value.bfloat16() for value in product))
+    assert not runs
+
+
+def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an entry whenever oneDNN is asked for a product."""
+    runs: list[int] = []
+    product = cpu_kernels._product
+
+    def recorded(*given: Tensor) -> Tensor:
+        runs.append(1)
+        return product(*given)
+
+    monkeypatch.setattr(cpu_kernels, "_product", recorded)
+    return runs
 
 
 def test_linear_makes_only_the_gradients_that_are_wanted(product: tuple[Tensor, Tensor, Tensor]) -> None:
