@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # What is measured where nothing is said: an image network, and a video one.
 DEFAULTS = (("DiT-S/2", (1, 32, 32), 4), ("DiT-S/2", (16, 16, 16), 1))
 
+# Elements of the queries whose attention is measured; the latter is 100,000 sequences of 4 tokens of DiT-XL.
+ON_CPU, ON_GPU = 1_600_000, 500_000_000
+
 
 def main(
     presets: Annotated[list[str] | None, typer.Argument(help="Sizes, as DiT-S/2. [default: DiT-S/2]")] = None,
@@ -20,6 +23,7 @@ def main(
     layout: Annotated[str | None, typer.Option(help="Of a grid of several frames. [factorized]")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only ways whose name has this in it.")] = None,
     leave_out: Annotated[list[str] | None, typer.Option(help="No ways whose name has this in it.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Compare attention kernels by shape instead.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="So many of each, in turns; the median is told.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -39,6 +43,7 @@ def main(
     Example:
       mmdit bench model --threads 2 --leave-out compiled
       mmdit bench model DiT-XL/2 --batch 64 --device cuda
+      mmdit bench model DiT-XL/2 --attention --device cuda
     """
     import torch
 
@@ -47,7 +52,13 @@ def main(
     from mmdit.training.model_speed import measure, ways
 
     torch.set_num_threads(threads)
-    device, figures, lines = clip_options.device_of(device), [], []
+    device = clip_options.device_of(device)
+    figures: list[dict[str, Any]] = []
+    lines: list[str] = []
+    if attention:
+        figures, lines = _attention(presets or ["DiT-S/2"], device, runs)
+        tell(figures, lines, as_json=as_json, device=device)
+        return
     for case in _cases(presets, grid, batch, layout):
         chosen = [way for way in ways(case, device) if _is_wanted(way.name, only, leave_out)]
         results = measure(case, chosen, device, runs)
@@ -56,6 +67,29 @@ def main(
             {"case": case.name, "tokens": case.tokens, "ways": [_plain(case, row, results) for row in results]}
         )
     tell(figures, lines, as_json=as_json, device=device)
+
+
+def _attention(presets: list[str], device: str, runs: int) -> tuple[list[dict[str, Any]], list[str]]:
+    from mmdit.models.presets import preset_options
+    from mmdit.training.attention_speed import measure_attention, shapes
+
+    figures: list[dict[str, Any]] = []
+    lines = [f"{'shape':58} {'kernel':28} {'ms':>9} {'GFLOP/s':>9}"]
+    for preset in presets:
+        heads, width = (preset_options(preset)[name] for name in ("num_heads", "hidden_size"))
+        for shape in shapes(width // heads, heads, ON_GPU if device.startswith("cuda") else ON_CPU):
+            for precision in ("float32", "bfloat16"):
+                name = f"{shape.name}, {shape.batch} x {heads} heads of {shape.head_dim}, {precision}"
+                for row in measure_attention(shape, precision, device, runs):
+                    told: dict[str, Any] = {"shape": name, "kernel": row.name}
+                    if row.error:
+                        figures.append(told | {"error": row.error})
+                        lines.append(f"{name:58} {row.name:28} {row.error[:60]}")
+                        continue
+                    rate = shape.flops / row.median
+                    figures.append(told | {"seconds": row.median, "flops_per_s": rate})
+                    lines.append(f"{name:58} {row.name:28} {row.median * 1e3:9.2f} {rate / 1e9:9.1f}")
+    return figures, lines
 
 
 def _cases(presets: list[str] | None, grid: str | None, batch: int | None, layout: str | None) -> "list[Case]":

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mmdit.errors import Refused
 
-KERNELS = ("linear", "gelu")
+KERNELS = ("linear", "gelu", "attention")
 
 SMALLEST = 65_536  # elements; for fewer, the calls take longer than what they save
 
@@ -139,3 +139,48 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         return grad * slope
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for training on few tokens; (B..., N, H, D) each, as `mmdit.models.attention` has it.
+
+    Each input is laid out once for its products, (B x H, N, D), and so are the gradients, whose sums are written where
+    they are wanted; left to autograd, each product lays out its own.
+    """
+    out: Tensor = _Attention.apply(q, k, v)
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.shapes = q.shape, k.shape
+        q, k, v = _heads_first(q * q.shape[-1] ** -0.5), _heads_first(k), _heads_first(v)
+        weights = torch.bmm(q, k.transpose(1, 2))  # (BH, N, N)
+        torch.softmax(weights, dim=-1, out=weights)
+        ctx.save_for_backward(q, k, v, weights)
+        return _heads_last(torch.bmm(weights, v), ctx.shapes[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, weights = ctx.saved_tensors
+        for_queries, for_keys = ctx.shapes
+        grad = _heads_first(grad)
+        for_v = torch.bmm(weights.transpose(1, 2), grad)
+        scores = torch.bmm(grad, v.transpose(1, 2))
+        scores = torch.ops.aten._softmax_backward_data(scores, weights, -1, weights.dtype)
+        for_q = torch.bmm(scores, k).mul_(q.shape[-1] ** -0.5)
+        for_k = torch.bmm(scores.transpose(1, 2), q)
+        return _heads_last(for_q, for_queries), _heads_last(for_k, for_keys), _heads_last(for_v, for_keys)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """(B..., N, H, D) to (B x H, N, D)."""
+    return x.transpose(-3, -2).reshape(-1, x.shape[-3], x.shape[-1])
+
+
+def _heads_last(x: Tensor, shape: torch.Size) -> Tensor:
+    """(B x H, N, D) to `shape` (B..., N, H, D), as a view."""
+    *lead, tokens, heads, head_dim = shape
+    return x.view(*lead, heads, tokens, head_dim).transpose(-3, -2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdit.errors import Refused
 from mmdit.models import cpu_kernels
+from mmdit.models.attention import attention
 from mmdit.models.cpu_kernels import KERNELS, gelu, is_quick, linear, plain_kernels
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest value
@@ -96,6 +97,32 @@ def test_gelu_is_its_plain_form(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     for ours, theirs in zip(quick, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6 if dtype == torch.float32 else 8e-3, rtol=TOLERANCE[dtype])
     assert torch.equal(gelu(x), F.gelu(x, approximate="tanh"))  # without a gradient there is nothing to be quicker at
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("lead", "tokens", "keys"), [((2, 3), 5, 5), ((4,), 7, 9)])
+def test_attention_over_few_tokens_is_its_plain_form(
+    lead: tuple[int, ...], tokens: int, keys: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(*lead, n, 2, 8, dtype=dtype) for n in (tokens, keys, keys))
+    quick = with_gradients(attention, q, k, v)
+    assert "_Attention" in type(attention(q.requires_grad_(), k, v).grad_fn).__name__
+    with plain_kernels("attention"):
+        plain = with_gradients(lambda *given: attention(*given, backend="math"), q.detach(), k, v)
+    assert_alike(quick, plain, TOLERANCE[dtype])
+
+
+def test_attention_is_left_to_other_kernels_where_tokens_are_many_or_masked() -> None:
+    def kernel(tokens: int, dtype: torch.dtype, **options: Tensor) -> str:
+        q = torch.zeros(1, tokens, 1, 4, dtype=dtype, requires_grad=True)
+        return type(attention(q, q, q, **options).grad_fn).__name__
+
+    assert "_Attention" in kernel(32, torch.float32) and "_Attention" not in kernel(33, torch.float32)
+    assert "_Attention" in kernel(33, torch.bfloat16)
+    assert "_Attention" not in kernel(8, torch.float32, mask=torch.ones(1, 8, dtype=torch.bool))
+    with torch.no_grad():
+        assert kernel(8, torch.float32) == "NoneType"
 
 
 def test_the_plain_form_serves_what_the_kernels_cannot() -> None:

@@ -1,12 +1,14 @@
 """`mmdit bench model`: every way is measured on tiny networks, and the table and the JSON tell the same."""
 
 import json
+from contextlib import nullcontext
 
 import commands
 import pytest
 
 from mmdit.models import model_cost
-from mmdit.training import model_speed
+from mmdit.tools import bench_model
+from mmdit.training import attention_speed, model_speed
 from mmdit.training.model_speed import Case, measure, ways
 
 TINY = ["bench", "model", "tiny", "--runs", "1", "--leave-out", "compiled"]
@@ -50,6 +52,12 @@ def test_a_step_is_counted_as_three_forward_passes_of_the_batch() -> None:
     assert case.flops == 4 * macs * 2 * 3 and case.tokens == 4 * 256
 
 
+def test_a_peer_is_counted_by_its_own_blocks() -> None:
+    case = Case("DiT-S/2", "factorized", (16, 16, 16), 1)
+    more, as_many = (model_speed._flops(case, model_speed.Way("x", "float32", peer=blocks)) for blocks in (12, 6))
+    assert as_many == Case("DiT-S/2", "alternating", (16, 16, 16), 1).flops < case.flops < more
+
+
 def test_the_memory_is_that_of_the_way() -> None:
     wanted = [model_speed.Way("kept", "float32"), model_speed.Way("again", "float32", checkpointing=1)]
     kept, again = measure(Case("tiny", "space", (1, 16, 16), 16), wanted, "cpu", runs=1)[-2:]
@@ -80,3 +88,21 @@ def test_what_cannot_run_here_is_a_line_of_the_table() -> None:
 def test_bad_options_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.exit_code("bench", "model", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_attention_kernels_are_compared_by_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_model, "ON_CPU", 256 * 64)
+    assert commands.exit_code("bench", "model", "tiny", "--attention", "--runs", "1", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["figures"]
+    assert len({row["shape"] for row in rows}) == 2 * 4  # one length of space, three of time; two precisions
+    for row in rows:
+        assert ("error" in row) == (row["kernel"] == "xformers"), row
+
+
+def test_a_kernel_with_other_numbers_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"wrong": (lambda q, k, v: q, nullcontext), "right": attention_speed._calls(16, "cpu")["sdpa"]}
+    monkeypatch.setattr(attention_speed, "_calls", lambda *_: calls)
+    wrong, right = attention_speed.measure_attention(attention_speed.Shape("s", 2, 8, 2, 16), "float32", "cpu", 1)
+    assert "off by" in wrong.error and not right.error and len(right.seconds) == 1
