@@ -17,7 +17,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
     process ever holds stays what it was; it holds that until it ends.
 
     Args:
-        keep: False for what the C library does by itself; what was kept is given back.
+        keep: False for what the C library does by itself; what was kept is given back, but for holes that allocations
+            of the same size fill again.
 
     Returns:
         Whether the C library is one that can be told so: glibc.
