@@ -17,11 +17,12 @@ from mmdit.pipelines.manifest import Row, check_folder, write_manifest
 from mmdit.pipelines.output import output_format, read_frames, read_note
 from mmdit.pipelines.process_group import Group
 from mmdit.pipelines.prompt_list import Entry
-from mmdit.pipelines.wishes import Sampling, Wish, grant, wish_note
+from mmdit.pipelines.wishes import Sampling, Wish, batches, grant, wish_note
 from mmdit.report.sheet import contact_sheet
 from mmdit.training.processes import until_sigterm
 
 SHEET = "sheet.png"
+LONGEST_NAME = 200  # bytes: of the 255 that file systems allow, temporary names need some
 SHEET_CLIPS = 100  # shown at most
 SHEET_SIDE = 160  # pixels of a frame's longer side, at most
 
@@ -55,24 +56,29 @@ def plan(call: Call, entries: Sequence[Entry], source: Source, codec: str | None
     single = output_format(call.out)
     total = len(entries) * call.count
     wishes: list[Wish] = []
-    names = set[str]()
+    names, folders = set[str](), set[str]()
+    sizes: dict[object, tuple[int, int, int] | None] = {}
     for entry in entries:
-        frames, size = entry.frames or call.frames, entry.size or call.size
+        frames, size = call.frames if entry.frames is None else entry.frames, entry.size or call.size
         try:
-            asked = check_source_size(source, frames=frames, height=size and size[0], width=size and size[1],
-                                      clips=1, codec=codec)  # fmt: skip
+            if (frames, size) not in sizes:  # a list is long, its sizes are few
+                sizes[frames, size] = check_source_size(source, frames=frames, height=size and size[0],
+                                                        width=size and size[1], clips=1, codec=codec)  # fmt: skip
         except Refused as error:
             raise Refused(f"{entry.where}: {error}") if entry.where else error from None
+        asked = sizes[frames, size]
         kind = single or call.format or ("png" if (asked[0] if asked else frames) == 1 else "mp4")
         for number in range(call.count):
             at = len(wishes)
             file = call.out.name if single else _file_name(entry, at, number, kind, call.count, total)
-            _check_file(file, names, asked, entry.where)
-            names.add(file)
+            _check_file(file, names, folders, asked, entry.where)
             wishes.append(Wish(
                 file, prompt=entry.prompt, label=entry.label, negative=entry.negative or "", frames=frames, size=size,
                 seed=entry.seed, index=at if entry.seed is None else number, guidance=entry.guidance,
             ))  # fmt: skip
+    for frames, size, clips in {(wishes[b[0]].frames, wishes[b[0]].size, len(b)) for b in batches(wishes, call.batch)}:
+        check_source_size(source, frames=frames, height=size and size[0], width=size and size[1], clips=clips,
+                          codec=codec)  # fmt: skip
     return wishes
 
 
@@ -166,9 +172,18 @@ def _file_name(entry: Entry, at: int, number: int, kind: str, count: int, total:
     return str(path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
-def _check_file(file: str, names: set[str], asked: tuple[int, int, int] | None, where: str) -> None:
+def _check_file(file: str, names: set[str], folders: set[str], asked: tuple[int, int, int] | None, where: str) -> None:
+    """Refused for a file that cannot be beside those before it; adds it to the names and folders."""
+    above = [str(folder) for folder in PurePosixPath(file).parents]
     if file in names or file == SHEET:
         raise Refused("the same file twice", where=where or None, got=file)
+    if file in folders or names.intersection(above):
+        raise Refused("a file and a folder of one name", where=where or None, got=file)
+    if any(len(part.encode()) > LONGEST_NAME for part in PurePosixPath(file).parts):
+        raise Refused("the name of a file is too long", where=where or None, got=f"{file[:40]}...",
+                      expected=f"at most {LONGEST_NAME} bytes")  # fmt: skip
+    names.add(file)
+    folders.update(above)
     if file.lower().endswith(".mp4") and asked and (asked[1] % 2 or asked[2] % 2):
         raise Refused("an mp4 clip needs an even height and width", where=where or None, got=f"{asked[1]}x{asked[2]}",
                       fix="ask for another --size or --format")  # fmt: skip

@@ -1,7 +1,7 @@
 """Given frames from files: a photograph to begin or end with, a clip to go on with."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from mmdit.clips.decode import BadClip, Decoded, ReadRequest
 from mmdit.clips.probe import Probed, ProbeRequest
 from mmdit.clips.reader import ClipReader
 from mmdit.errors import Refused
-from mmdit.pipelines.given_frames import GivenFrames
+from mmdit.pipelines.given_frames import GivenFrames, plan_held
+from mmdit.pipelines.loading import Source, source_rules
+from mmdit.pipelines.windows import plan_windows
 
 SMALLEST = 8  # pixels a side; of a smaller picture nothing can be seen
 
@@ -92,6 +94,38 @@ def _end(found: Probed, clip: dict[str, Any]) -> tuple[float | None, int]:
     last = found.duration - 1 / (found.fps or clip["fps"])  # when the last frame is shown
     count = max(1, min(clip["frames"], int(last * clip["fps"] + 1e-3) + 1))
     return max(0.0, last - (count - 1) / clip["fps"]), count
+
+
+def check_given(
+    given: GivenFrames,
+    source: Source,
+    sizes: Iterable[tuple[int | None, tuple[int, int] | None]],
+    *,
+    codec: str | None = None,
+    force: bool = False,
+) -> None:
+    """Refused, before weights are loaded, where clips of one of these sizes cannot be made with what is given.
+
+    Args:
+        sizes: (frames, (height, width)) that the network and the codec allow; None for those of the training clips.
+    """
+    if source.clip is None:
+        return
+    network, rules = source_rules(source, codec)
+    patch, trained = network["patch_size"][0], source.clip["frames"]
+    for frames, size in dict.fromkeys(sizes):
+        frames = trained if frames is None else frames
+        grid = rules.latent_size((frames, *(size or source.clip["size"])))
+        kinds = None if force else source.given_frames
+        windows = plan_windows(rules, patch, frames, grid, trained, window=None, overlap=None, kinds=kinds)
+        plan_held(given, rules, patch, windows, conditions=1, overlap=None, trained=source.given_frames, force=force)
+
+
+def check_not_given(out: Path, *paths: Path | None) -> None:
+    """Refused where the output would take the place of a file that it is made from."""
+    for path in paths:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise Refused("the output is what it is made from", where=out, fix="name another --out")
 
 
 def find_given(

@@ -154,15 +154,20 @@ def check_source_size(
     """
     if source.clip is None:
         return None
-    base = base_folder(source.folder)
-    network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
+    network, rules = source_rules(source, codec)
     default = source.clip["frames"], *source.clip["size"]
     size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
     check_image_network(network, frames)
-    name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
-    rules = load_codec(name, device="meta")  # knows sizes, has no weights
     check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
     return size[0], size[1], size[2]
+
+
+def source_rules(source: Source, codec: str | None = None) -> tuple[dict[str, Any], Codec]:
+    """The network's config, and the codec without weights, which knows sizes."""
+    base = base_folder(source.folder)
+    network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
+    name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
+    return network, load_codec(name, device="meta")
 
 
 def _pipeline_source(folder: Path) -> Source:

@@ -50,7 +50,7 @@ def read_manifest(path: Path) -> list[Row]:
     """The rows of a manifest; Refused for another file."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused("not a manifest", where=path, got=error) from None
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("file"), str) for row in rows

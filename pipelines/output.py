@@ -60,7 +60,7 @@ def read_note(path: Path) -> dict[str, Any]:
         with Image.open(path) as picture:
             text = picture.getexif().get(EXIF_DESCRIPTION) if picture.format == "WEBP" else picture.info.get("comment")
         note = json.loads(text or "{}")
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError):
         return {}
     return note if isinstance(note, dict) else {}
 
@@ -106,6 +106,8 @@ def check_writable(out: Path, *, may_hold: str | None = None) -> None:
         probe = there / f"{files.PART}{os.getpid()}-{out.name}"
         probe.touch()
         probe.unlink()
+    except Refused:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         where = str(out).replace("\0", "\\0")

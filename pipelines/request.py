@@ -11,6 +11,7 @@ from mmdit.errors import Refused
 MAX_RESULT_BYTES = 4 << 30  # decoded clips of one call, in memory as float32
 PRECISIONS = ("float32", "bfloat16")
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def check_sampling(
         ("first index", first_index, 0),
     ):
         _check_count(name, value, least)
+    if steps > MAX_STEPS:
+        raise Refused("the number of steps is out of range", got=steps, expected=f"1 to {MAX_STEPS}")
     if not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
         raise Refused("the guidance scale is out of range", got=guidance, expected="0 or more (1 is without guidance)")
     check_choice("precision", precision, PRECISIONS)

@@ -80,13 +80,13 @@ def grant(
         share: (this process, number of processes): each makes every so many batches.
         progress: called after each step with (steps done, steps in all) of this process.
     """
-    batches = _batches(wishes, batch_size)[share[0] :: share[1]]
-    for number, batch in enumerate(batches):
+    mine = batches(wishes, batch_size)[share[0] :: share[1]]
+    for number, batch in enumerate(mine):
         notes = [{**metadata, **wish_note(pipeline, wishes[i], i, sampling, fps)} for i in batch]
 
         def told(step: int, steps: int, before: int = number) -> None:
             if progress is not None:
-                progress(before * steps + step, len(batches) * steps)
+                progress(before * steps + step, len(mine) * steps)
 
         told(0, sampling.steps)
         if not all(is_made(folder / wishes[i].file, note) for i, note in zip(batch, notes, strict=True)):
@@ -174,7 +174,7 @@ def frames_hash(frames: np.ndarray) -> str:
     return hashlib.sha256(repr(frames.shape).encode() + np.ascontiguousarray(frames).tobytes()).hexdigest()
 
 
-def _batches(wishes: Sequence[Wish], size: int) -> list[list[int]]:
+def batches(wishes: Sequence[Wish], size: int) -> list[list[int]]:
     """The numbers of the wishes of each batch; all of a batch are of one kind."""
     kinds: dict[object, list[int]] = {}
     for number, wish in enumerate(wishes):

@@ -6,11 +6,11 @@ from typing import Any
 
 from mmdit.tools.cli import Kinds, run
 
-KINDS = ("encode", "train", "load", "memory", "sample", "growth", "compare")
+KINDS = ("encode", "train", "load", "memory", "sample", "growth", "compare", "model")
 
 
 def overview() -> None:
-    """Measures this machine: encode, train, load, memory, sample or growth. Their options: mmdit bench train --help.
+    """Measures this machine: encode, train, load, ... Their options: mmdit bench train --help.
 
     \b
     encode  from video files to a latent store, beside the codec alone and a plain loop
@@ -18,6 +18,7 @@ def overview() -> None:
     load    how much faster batches are read than a training step takes them
     memory  the memory that `mmdit plan` says a step takes, beside what it took
     sample  ways to sample faster, each with what it costs in quality
+    model   whole training steps from latents, beside what else one would train with
     growth  time and memory over tokens, frames, clips and blocks, beside what is predicted
     compare an earlier result, measured again in its commit and in this one, in turns
 
@@ -39,7 +40,7 @@ def _pick(words: list[str], name: str) -> tuple[Callable[..., Any], list[str], s
     kind, rest = words[0], words[1:]
     if kind not in KINDS:
         raise Refused("no such benchmark", got=repr(kind), expected=f"one of {', '.join(KINDS)}")
-    if kind in ("encode", "sample", "growth", "compare"):
+    if kind in ("encode", "sample", "growth", "compare", "model"):
         return importlib.import_module(f"mmdit.tools.bench_{kind}").main, rest, f"{name} {kind}"
     from mmdit.tools import bench_training
 

@@ -39,11 +39,12 @@ def main(
     """
     from mmdit.errors import Refused
     from mmdit.pipelines import export
-    from mmdit.pipelines.loading import find_source, load_pipeline
+    from mmdit.pipelines.loading import WEIGHTS, find_source, load_pipeline
     from mmdit.pipelines.output import check_writable
     from mmdit.pipelines.request import check_choice
 
     check_choice("dtype", dtype, list(export.DTYPES))
+    check_choice("weights", weights, WEIGHTS)
     if out.exists():
         raise Refused("the output is there already", where=out, fix="name a new folder")
     check_writable(out)

@@ -27,7 +27,7 @@ def main(
     out: Annotated[Path, typer.Option(help="A .mp4, .gif, .webp or .png file; for several clips, a folder.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to show, in words; repeat it for several.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label by name or number; repeat it for several.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A photo that the clips begin with.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A photo that the clips begin with, cut to their shape.")] = None,
     last_image: Annotated[Path | None, typer.Option(help="A photo that they end with.")] = None,
     extend: Annotated[Path | None, typer.Option(help="A video to go on with: they begin with its end.")] = None,
     force_given: Annotated[bool, typer.Option("--force-given", help="Even if it was not trained for these.")] = False,
@@ -85,7 +85,7 @@ def main(
     """
     from mmdit.pipelines.faster import read_ways
     from mmdit.pipelines.filling import Call, fill, plan
-    from mmdit.pipelines.given_files import places_of, read_given
+    from mmdit.pipelines.given_files import check_given, check_not_given, places_of, read_given
     from mmdit.pipelines.loading import WEIGHTS, call_facts, find_source, load_pipeline
     from mmdit.pipelines.process_group import process_group
     from mmdit.pipelines.prompt_list import read_size
@@ -109,10 +109,12 @@ def main(
     shown_size = read_size(size, "--size") if size else None
     call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
     _check(call, found, sampler, len(entries) * count)
+    check_not_given(out, image, last_image, extend)
+    wishes = plan(call, entries, found, codec)
     given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
+    check_given(given, found, [(wish.frames, wish.size) for wish in wishes], codec=codec, force=force_given)
     places = {"source": str(found.folder.resolve()), **places_of(image, last_image, extend)}
-    wishes = plan(call, entries, found, codec)
     with _notes(), process_group(device) as group:
         if asked is None and guidance == 1 and group.is_first:
             logging.getLogger("mmdit").warning("made without guidance: the model was always told its conditions")

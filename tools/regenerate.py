@@ -10,7 +10,6 @@ import typer
 
 from mmdit.tools.cli import run
 
-NEEDED = ("frames_sha256", "batch", "seed", "index", "frames", "size", "fps", "steps", "guidance", "precision")
 TOLD = ("mmdit", "checkpoint", "step", "weights", "dtype", "codec", "torch", "diffusers", "device", "threads")
 
 
@@ -38,9 +37,11 @@ def main(
       mmdit regenerate begun.mp4 --image photos/coat.jpg
     """
     from mmdit.errors import OverBudget, Refused
-    from mmdit.pipelines.given_files import find_given, read_given
-    from mmdit.pipelines.loading import call_facts, find_source, load_pipeline
+    from mmdit.pipelines.given_files import check_not_given, find_given, read_given
+    from mmdit.pipelines.loading import WEIGHTS, call_facts, check_source_size, find_source, load_pipeline
     from mmdit.pipelines.output import check_writable, output_format, write_output
+    from mmdit.pipelines.prompt_list import read_size
+    from mmdit.pipelines.request import check_choice
     from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
     from mmdit.tools.clip_options import device_of
     from mmdit.tools.generate import _notes
@@ -55,7 +56,11 @@ def main(
     check_writable(out)
     paths = find_given(note, file, places.get("given_from") or {},
                        {"image": image, "last_image": last_image, "extend": extend})  # fmt: skip
+    check_not_given(out, *paths.values())
     found = find_source(source)
+    check_choice("weights", note.get("weights", "ema"), WEIGHTS)
+    height, width = read_size(note["size"], str(file))
+    check_source_size(found, frames=note["frames"], height=height, width=width, clips=note["batch"][0], codec=codec)
     given, _ = read_given(paths.get("image"), paths.get("last_image"), paths.get("extend"), clip=found.clip,
                           size=_size(note), force=True)  # fmt: skip
     with _notes(), _threads(note.get("threads")):
@@ -84,17 +89,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     file stands in for a lost note."""
     from mmdit.errors import Refused
     from mmdit.pipelines.manifest import PLACES, note_of
+    from mmdit.pipelines.note_checks import check_note
     from mmdit.pipelines.output import output_format, read_note
 
     if not file.is_file():
         raise Refused("no such file", where=file)
     beside = _beside(file)
     note = (read_note(file) if output_format(file) else {}) or beside
-    missing = [key for key in NEEDED if key not in note]
-    if missing:
-        raise Refused("the file does not say how it was made", where=file, got=f"no {', '.join(missing)}",
-                      expected="a file of this version's mmdit generate")  # fmt: skip
-    return note_of(note), {key: value for key, value in beside.items() if key in PLACES}
+    note, places = note_of(note), {key: value for key, value in beside.items() if key in PLACES}
+    check_note(note, places, file)
+    return note, places
 
 
 def _size(note: dict[str, Any]) -> tuple[int, int]:
@@ -106,11 +110,16 @@ def _size(note: dict[str, Any]) -> tuple[int, int]:
 
 def _beside(file: Path) -> dict[str, Any]:
     """What FILE.json, or the manifest.json of a folder that the file is in, says of it."""
+    from mmdit.errors import Refused
     from mmdit.pipelines.manifest import MANIFEST, read_manifest
 
     alone = file.with_name(f"{file.name}.json")
     if alone.is_file():
-        value = json.loads(alone.read_text(encoding="utf-8"))
+        try:
+            value = json.loads(alone.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise Refused("what lies beside the file cannot be read", where=alone, got=str(error)[:80],
+                          fix="remove it, and name --checkpoint") from None  # fmt: skip
         return value if isinstance(value, dict) else {}
     for folder in file.absolute().parents:
         if (folder / MANIFEST).is_file():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdit.errors import Refused
+from mmdit.models import cpu_kernels
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ LARGEST_FUSED_BATCH = 65_535
 # On a CPU the backward of the fused kernel is two to ten times slower than plain softmax in half precision, and quicker
 # in full precision. The plain form holds all N x N weights, so it serves up to this many tokens only.
 LONGEST_PLAIN = 1024
+LONGEST_IN_FLOAT32 = 32  # tokens up to which the CPU kernel for few of them is quicker than the fused one in training
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -42,6 +44,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, ba
         Refused: the backend is unknown, or cannot run here.
     """
     if backend == "auto":
+        if mask is None and _is_short(q, k, v):
+            return cpu_kernels.attention(q, k, v)
         backend = choose_backend(q.device.type, q.dtype, max(q.shape[-3], k.shape[-3]))
     bias = None if mask is None else _bias(mask, q.dtype)  # (B..., 1, 1, N)
     if backend == "math":
@@ -69,6 +73,14 @@ def choose_backend(device: str, dtype: torch.dtype, tokens: int) -> str:
     if not torch.compiler.is_compiling():  # a log line would break the compiled graph
         _say(device, dtype, name)
     return name
+
+
+def _is_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the CPU kernel for few tokens serves: in training alone, where most of it is saved."""
+    if not (torch.is_grad_enabled() and q.requires_grad and cpu_kernels.is_quick("attention", q, k, v)):
+        return False
+    longest = LONGEST_PLAIN if q.dtype == torch.bfloat16 else LONGEST_IN_FLOAT32
+    return max(q.shape[-3], k.shape[-3]) <= longest
 
 
 @functools.cache

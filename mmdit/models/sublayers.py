@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdit.models.attention import attention
+from mmdit.models.cpu_kernels import Linear, gelu
 from mmdit.models.positions import rotate
 
 
@@ -35,8 +36,8 @@ class Attention(nn.Module):
         width = config.hidden_size
         self.num_heads = config.num_heads
         self.backend = config.attention_backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.q_scale, self.k_scale = _head_scales(config)
 
     def forward(self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -55,9 +56,9 @@ class CrossAttention(nn.Module):
         width = config.hidden_size
         self.num_heads = config.num_heads
         self.backend = config.attention_backend
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.q_scale, self.k_scale = _head_scales(config)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,11 +73,11 @@ class Mlp(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         inner = mlp_width(config.hidden_size, config.mlp_ratio, "gelu")
-        self.fc1 = nn.Linear(config.hidden_size, inner)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, inner)
+        self.fc2 = Linear(inner, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
@@ -85,8 +86,8 @@ class SwiGLU(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         inner = mlp_width(config.hidden_size, config.mlp_ratio, "swiglu")
-        self.fc1 = nn.Linear(config.hidden_size, 2 * inner)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, 2 * inner)
+        self.fc2 = Linear(inner, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmdit import files
 from mmdit.errors import Refused, Stopped
+from mmdit.training.allocator import keep_freed_memory
 from mmdit.training.checkpoint import find_checkpoint
 from mmdit.training.config import RunConfig
 from mmdit.training.data import Batch
@@ -65,6 +66,7 @@ def train(
         Stopped: asked to stop (SIGTERM), or no finite loss for a while; the last checkpoint is whole.
     """
     accelerator = make_accelerator(config)
+    keep_freed_memory()
     report = report if accelerator.is_main_process else None
     with (
         hold_together(folder, accelerator),

@@ -143,13 +143,18 @@ def measure_peak(step: "TrainingStep", batch: tuple[Tensor, ...], work: Callable
     stays = _bytes(step.trainee.parameters(), step.trainee.buffers(), states)
     stays += _bytes(*(averages.values() for averages in step.ema.all_averages))
     stays += share * 2 * batch[0].untyped_storage().nbytes() // len(batch[0])
+    return stays + most_held(work)
+
+
+def most_held(work: Callable[[], None]) -> int:
+    """Most bytes at one time over what there was before, as the CPU's allocator tells."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return stays + int(held.max())
+    return int(held.max())
 
 
 class TrainingStep:

@@ -16,8 +16,8 @@ from mmdit.clips.decode import read_clip
 from mmdit.clips.video import clip_to_frames, read_metadata
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.app import MOST_LENGTHS, Form, Playground, Stop, takes_image
+from mmdit.pipelines.note_checks import NEEDED
 from mmdit.pipelines.wishes import frames_hash, make_frames
-from mmdit.tools.regenerate import NEEDED
 
 FORM = Form(prompt="a red coat", frames=3, height=16, width=32, steps=2)
 

@@ -85,6 +85,23 @@ def test_generate_holds_the_photo_and_says_so(tmp_path: Path, photo: Path, capsy
     assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo, "--force-given") == 0
 
 
+def test_what_cannot_hold_it_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", lambda *args, **more: 1 / 0)
+    tiny.write_run(tmp_path / "run", given_frames=["first", "both"])
+    words = ("generate", tmp_path / "run", "--prompt", "red", "--out")
+    new = tmp_path / "new.png"
+    for asked, said in (
+        ((new, "--image", photo, "--frames", 1), "all frames are given"),
+        ((new, "--last-image", photo), "not trained with such given frames"),
+        ((new, "--image", photo, "--size", "160000x320000"), "too much for one call"),
+        ((photo, "--image", photo), "the output is what it is made from"),
+    ):
+        assert exit_code(*words, *asked) == 2
+        assert said in (line := capsys.readouterr().err) and line.count("\n") == 1, line
+
+
 @pytest.fixture
 def made(tmp_path: Path, photo: Path) -> dict[str, Path]:
     """Files that were made from photos and from a clip."""

@@ -124,6 +124,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["--label", "7"], "0 to 2"),
     (["--prompt", "a", "--prompt", "b", "--label", "0", "--label", "1", "--label", "2"], "2 prompts and 3 labels"),
     (["--prompt", "red", "--steps", "0"], "steps"),
+    (["--prompt", "red", "--steps", "10001"], "steps"),
     (["--prompt", "red", "--sampler", "ddpm"], "ddpm does not fit the process"),
     (["--prompt", "red", "--sampler", "eular"], "unknown sampler"),
     (["--prompt", "red", "--guidance", "nan"], "guidance"),
@@ -140,7 +141,8 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["--prompt", "red", "--fps", "0"], "rate"),
     (["--prompt", "red", "--fps", "nan"], "rate"),
     (["--prompt", "red", "--out", "clip.avi"], "mp4, gif, webp or png"),
-    (["--prompt", "red", "--out", "used"], "not empty"),
+    (["--prompt", "red", "--out", "used"], "is not empty, in used; name a new one\n"),
+    (["--prompt", "red", "--count", "900", "--batch", "900", "--out", "x", "--size", "1024x1024"], "at most 4 GiB"),
     (["--prompt", "red", "--out", "file/clip.mp4"], "cannot be written"),
     (["--prompt", "red", "--format", "gif"], "gif for clip.mp4"),
     (["--prompt", "red", "--out", "x", "--format", "avi"], "mp4, gif, webp or png"),
@@ -179,7 +181,7 @@ def test_what_no_model_is_needed_for_is_refused_before_one_is_loaded(
     (tmp_path / "file").write_text("x")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a").write_text("x")
-    for words, _ in (*REFUSALS[:14], *REFUSALS[18:27]):
+    for words, _ in (*REFUSALS[:15], *REFUSALS[19:29]):
         out = [] if "--out" in words else ["--out", "clip.mp4"]
         assert generate(run, *words, *out) == 2, words
 

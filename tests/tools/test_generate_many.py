@@ -153,6 +153,9 @@ def test_a_sheet_and_webps(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ("red,,,,a.mp4,,17x999,", "the nearest is 16x992"),
         ("red,cot,,,,,,", "line 6: unknown label"),
         ("red,,,,still.png,,,", "line 6, got still.png"),
+        ("red,,,,a.mp4,0,,", "line 6: the number of frames is out of range, got 0"),
+        ("red,,,,still.png/a.mp4,,,", "a file and a folder of one name"),
+        (f"red,,,,{'y' * 250}.mp4,,,", "the name of a file is too long"),
     ],
 )
 def test_a_bad_row_is_refused_before_a_model_is_loaded(
@@ -256,6 +259,35 @@ def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.C
     for file, said in ((tmp_path / name, said) for name, said in refused.items()):
         assert regenerate(file) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch", [10**9, 0]), ("batch", [1, 1]), ("size", 5), ("fps", 0), ("steps", 0), ("seed", "x"),
+        ("threads", 10**9),
+        ("given", {"image": {"file": "../a.png", "sha256": "0"}}), ("faster", {"broadcast": {"every": 3}}),
+        ("guidance_interval", 5), ("weights", "best"), ("source", 5),
+        ("size", "16000000x32"),
+    ],
+)  # fmt: skip
+def test_a_hostile_note_is_refused_before_a_model_is_loaded(
+    key: str, value: object, run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def load(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", load)
+    note = {**read_note(whole / "still.png"), "source": str(run), key: value}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png.json").write_text(json.dumps(note))
+    assert regenerate(tmp_path / "a.png") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "a.png.json").write_text(broken)
+        assert regenerate(tmp_path / "a.png") == 2
+        assert "cannot be read" in capsys.readouterr().err
 
 
 def test_the_hash_is_of_shape_and_values() -> None:
