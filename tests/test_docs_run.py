@@ -55,7 +55,9 @@ def runnable(page: str) -> list[list[str]]:
         if program != "mmdit" or own or names & NOT_RUN.keys() or not (command.whole or _is_whole(words)):
             continue
         more = next((SMALL[name] for name in (" ".join(words[:2]), words[0]) if name in SMALL), [])
-        found.append([*words, *(more if "--help" not in words else [])])
+        small = words if set(more) <= set(words) else [*words, *more]
+        if small not in found:
+            found.append(small)
     return found
 
 
