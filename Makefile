@@ -47,7 +47,7 @@ types: install
 	$(call within,900) $(RUN) mypy
 
 test-fast: install types lint
-	$(call within,3600) $(RUN) pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(call within,3600) $(RUN) pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: install
 	$(call within,3600) $(RUN) pytest -m slow --timeout 1800 $(ARGS)

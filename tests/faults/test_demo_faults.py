@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CODE = """
 import sys
 from pathlib import Path
@@ -48,6 +50,7 @@ def what_counts(folder: Path) -> Any:
     return summary
 
 
+@pytest.mark.slow
 def test_killed_in_every_step_it_ends_with_the_same_summary(tmp_path: Path) -> None:
     for fault in KILLS:
         assert demo(tmp_path / "killed", fault) != 0, f"the demo never came to {fault}"

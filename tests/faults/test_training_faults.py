@@ -57,6 +57,7 @@ def trained(recipe: Any, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_it_ends_as_if_never(recipe: Any, tmp_path: Path) -> None:
     config = recipe(steps=4)
     train(config, tmp_path / "whole")

@@ -36,6 +36,7 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_cluster_makes_the_store_of_one_process(videos: Path, tmp_path: Path) -> None:
     encode(videos, tmp_path / "one")

@@ -17,7 +17,6 @@ import tiny
 from commands import exit_code
 from PIL import Image
 
-served = pytest.mark.xdist_group("app")  # one server for all of these
 needs_browser = pytest.mark.skipif(browser.program() is None, reason="no Chromium here")
 
 
@@ -64,7 +63,6 @@ def address(run: Path) -> Iterator[str]:
         log.close()
 
 
-@served
 def test_a_page_is_served(address: str) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     page = opener.open(address, timeout=60).read().decode()
@@ -123,7 +121,6 @@ def generate(page: browser.Browser) -> None:
     page.click(button("Generate"))
 
 
-@served
 @needs_browser
 def test_in_a_browser(address: str, tmp_path: Path) -> None:
     """A prompt is typed, the clip plays, and an impossible size is refused; nothing is fetched from elsewhere."""
@@ -144,7 +141,6 @@ def test_in_a_browser(address: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@served
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pictures_progress_and_cancelling_in_a_browser(address: str, tmp_path: Path, width: int) -> None:

@@ -47,10 +47,6 @@ def forget_the_end(run: Path) -> None:
     shutil.rmtree(list_checkpoints(run)[-1])
 
 
-# What they share takes long to make: one worker makes it, once.
-pytestmark = pytest.mark.xdist_group("processes")
-
-
 @pytest.fixture(scope="module", params=["none", "full"])
 def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConfig], request: Any) -> Path:
     """Runs with the weights whole on each process (DDP), then with a part on each (FSDP2)."""

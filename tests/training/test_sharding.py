@@ -32,10 +32,6 @@ def train_to(last: int, config: RunConfig, run: Path) -> None:
         train(config, run, progress=lambda step, *_: os.kill(os.getpid(), signal.SIGTERM) if step == last else None)
 
 
-# What they share takes long to make: one worker makes it, once.
-pytestmark = pytest.mark.xdist_group("sharding")
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., RunConfig]) -> Path:
     folder = tmp_path_factory.mktemp("runs")
