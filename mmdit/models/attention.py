@@ -25,7 +25,7 @@ LARGEST_FUSED_BATCH = 65_535
 # On a CPU the backward of the fused kernel is two to ten times slower than plain softmax in half precision, and quicker
 # in full precision. The plain form holds all N x N weights, so it serves up to this many tokens only.
 LONGEST_PLAIN = 1024
-LONGEST_IN_FLOAT32 = 32  # tokens up to which the CPU kernel for few of them is quicker than the fused one in training
+LONGEST_QUICK = 32  # tokens up to which the CPU kernel for few of them is the quickest in training
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -79,8 +79,7 @@ def _is_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the CPU kernel for few tokens serves: in training alone, where most of it is saved."""
     if not (torch.is_grad_enabled() and q.requires_grad and cpu_kernels.is_quick("attention", q, k, v)):
         return False
-    longest = LONGEST_PLAIN if q.dtype == torch.bfloat16 else LONGEST_IN_FLOAT32
-    return max(q.shape[-3], k.shape[-3]) <= longest
+    return max(q.shape[-3], k.shape[-3]) <= LONGEST_QUICK
 
 
 @functools.cache
