@@ -195,4 +195,4 @@ def _complain(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module("mmdit.tools.cli").main()  # the module that verbs import, not a second copy of it
