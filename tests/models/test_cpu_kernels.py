@@ -57,14 +57,37 @@ def test_linear_is_its_plain_form(product: tuple[Tensor, Tensor, Tensor], monkey
     assert len(runs) == 3
 
 
-def test_bfloat16_products_are_the_plain_form_to_the_bit(
-    product: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("autocast", [True, False])
+def test_linear_in_bfloat16_is_its_plain_form(
+    product: tuple[Tensor, Tensor, Tensor], autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not cpu_kernels._has_onednn():
+        monkeypatch.setattr(cpu_kernels, "_has_onednn", lambda: True)
+        monkeypatch.setattr(cpu_kernels, "_product", F.linear)
     runs = record_runs(monkeypatch)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(linear(*product), F.linear(*product))
-    linear(*(value.bfloat16() for value in product))
-    assert not runs
+    inputs = product if autocast else tuple(value.bfloat16() for value in product)
+    work = under_autocast(linear) if autocast else linear
+    quick = with_gradients(work, *inputs)
+    assert runs == [1, 1]
+    with plain_kernels("linear"):
+        plain = with_gradients(work, *inputs)
+    assert quick[0].dtype == torch.bfloat16 and quick[1].dtype == inputs[0].dtype
+    assert_alike(quick, plain, TOLERANCE[torch.bfloat16])
+
+
+def test_few_rows_are_computed_in_float32_under_autocast(product: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias = product[0][0, 0, :4], *product[1:]
+    exact = with_gradients(F.linear, x, weight, bias)
+    quick = with_gradients(under_autocast(linear), x, weight, bias)
+    many = under_autocast(linear)(*product)[0, 0, :4]
+    assert quick[0].dtype == torch.bfloat16 and torch.equal(quick[0], exact[0].bfloat16())
+    assert not torch.equal(quick[0], many)
+    rounded = with_gradients(lambda *given: F.linear(*given).bfloat16(), x, weight, bias)
+    assert_alike(quick, rounded, TOLERANCE[torch.float32])
+
+
+def under_autocast(work: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.autocast("cpu", torch.bfloat16)(work)
 
 
 def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
