@@ -169,6 +169,39 @@ def commands() -> str:
                       *(f"| `mmdit {name}` | {verb.help} |" for name, verb in verbs.items())])  # fmt: skip
 
 
+def studies() -> str:
+    """A table for each study that was run, from what `mmdit study` wrote, under the first lines of its file."""
+    lines = []
+    for path in sorted((ROOT / "docs/benchmarks").glob("study-*.json")):
+        told, name = json.loads(path.read_text("utf-8")), path.stem.removeprefix("study-")
+        header = (ROOT / f"configs/studies/{name}.yaml").read_text("utf-8").split("# Command:")[0]
+        seeds, rows = max(row["trials"] for row in told["rows"]), told["rows"]
+        lines += ["", f"### {name}", "", " ".join(line.strip("# ") for line in header.splitlines()), "",
+                  f"`mmdit study {name} data.store=demo/store`, {seeds} {'seeds' if seeds > 1 else 'seed'}, "
+                  f"on a core of an {told['device']}, torch {told['torch']}, commit {told['commit'][:7]}, "
+                  f"by the protocol `{told['study']['protocol']}`:", ""]  # fmt: skip
+        names = list(rows[0]["mean"])
+        lines += [_row(["point", "GMACs a clip", "steps", *names]), _row(["---"] * (3 + len(names)))]
+        for row in rows:
+            cells = [_measured(row["mean"][key], row["spread"][key], row["trials"], key) for key in names]
+            lines.append(_row([row["point"], f"{row['macs'] / 1e9:.4f}", str(row["steps"]), *cells]))
+        found = [f"{key} {value:+.2f}" for key, value in told["rank_correlations"].items()]
+        if found:
+            lines += [
+                "",
+                f"Rank correlation with multiply-accumulates, -1 where more are always better: {', '.join(found)}.",
+            ]
+    return "\n".join(lines)
+
+
+def _measured(mean: float, spread: float, trials: int, key: str) -> str:
+    """A figure with the deviation over seeds; attributes in percent."""
+    scale, digits, unit = (100, 1, " %") if key == "attributes" else (1, 4 if abs(mean) < 10 else 0, "")
+    deviation = f" ± {scale * spread:.{digits}f}" if trials > 1 else ""
+    return f"{scale * mean:.{digits}f}{deviation}{unit}"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "training keys": training_keys, "codec keys": codec_keys, "recipes": recipes, "house": house, "commands": commands,
+    "studies": studies,
 }  # fmt: skip
