@@ -1,5 +1,6 @@
 """From a recipe to its process and its network."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +92,26 @@ def clip_cost(model: ModelConfig, latent_shape: tuple[int, int, int, int]) -> in
     own = {"checkpointing", "attention_backend", "text_tokens_by", "preset"}
     options = preset_options(model.preset) | model.model_dump(exclude=own, exclude_none=True)
     return model_cost({**options, "in_channels": latent_shape[0], "sample_size": latent_shape[1:]}).macs
+
+
+def find_bottleneck(config: RunConfig, channels: int) -> str | None:
+    """A warning where the network is narrower than a patch of latents of so many channels, and told to give noise.
+
+    Of noise with n values a patch, a network of width d < n passes on d at most: a share 1 - d/n of it is never
+    predicted. None where nothing is lost.
+    """
+    values, width = channels * math.prod(patch_size(config.model)), _width(config.model)
+    if width >= values or (config.diffusion is not None and config.diffusion.prediction == "x0"):
+        return None
+    return (
+        f"model.hidden_size {width} is below the {values} values of a patch: {1 - width / values:.0%} of the noise "
+        "cannot be predicted; take smaller patches, a greater width, or diffusion.prediction=x0"
+    )
+
+
+def _width(model: ModelConfig) -> int:
+    width: int = model.hidden_size or preset_options(model.preset)["hidden_size"]
+    return width
 
 
 def patch_size(model: ModelConfig) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ import torch
 
 from mmdit.errors import Refused
 from mmdit.models import model_cost
+from mmdit.training.build import find_bottleneck
 from mmdit.training.config import RunConfig
 from mmdit.training.devices import DEVICES, Device, find_device
 from mmdit.training.memory import DTYPES, StepInputs, StepMemory, trace_step
@@ -113,7 +114,7 @@ def plan_run(
         seconds=config.steps * macs * (6 + again) / rate if rate else None,
         share_of_peak=share, share_is=share_is, checkpoint_bytes=one, disk_bytes=one * kept,
         latents={"x".join(map(str, shape)): count for shape, count in data.shapes.items()}, clips=data.clips,
-        notes=data.notes,
+        notes=[*data.notes, *filter(None, [find_bottleneck(config, inputs.of.latent_shape[0])])],
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A run: everything that training holds, and how it is put together from a recipe."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encode
 from mmdit.diffusion.samplers import Process
 from mmdit.models import DiT
 from mmdit.seeds import seed_at
-from mmdit.training.build import Inputs, build_network, build_process
+from mmdit.training.build import Inputs, build_network, build_process, find_bottleneck
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.ema import EMA
@@ -28,6 +29,8 @@ from mmdit.training.sharding import is_sharded, shard_network
 from mmdit.training.snapshot import Writer
 from mmdit.training.sources import Pool, Sources
 from mmdit.training.texts import Text, texts_of
+
+log = logging.getLogger(__name__)
 
 
 class Trainee(nn.Module):
@@ -100,6 +103,8 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     sources = Sources.open(config.data, accelerator.device, folder)
     pool = sources.main_pool(config.data.split)
     process = build_process(config, pool.latent)
+    if (bottleneck := find_bottleneck(config, pool.latent[0])) and accelerator.is_main_process:
+        log.warning("%s", bottleneck)
     splits = {"train": TrainingData(sources, config.data.split, config)}
     if sources.pools(config.data.validation_split):
         splits["validation"] = TrainingData(sources, config.data.validation_split, config)

@@ -11,7 +11,14 @@ from pydantic import BaseModel
 from mmdit.config import find_recipe, load_config, parse_config
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
 from mmdit.errors import Refused
-from mmdit.training.build import Inputs, build_network, build_process, describe_process, read_process
+from mmdit.training.build import (
+    Inputs,
+    build_network,
+    build_process,
+    describe_process,
+    find_bottleneck,
+    read_process,
+)
 from mmdit.training.config import RunConfig
 from mmdit.training.data import TrainingData
 from mmdit.training.processes import make_accelerator
@@ -136,6 +143,16 @@ def test_a_learned_variance_doubles_the_channels() -> None:
     for variance, channels in (("learned_range", 8), ("fixed_large", 4)):
         assert build_network(make(diffusion={"variance": variance}), INPUTS).out_channels == channels
     assert build_network(make(), INPUTS).out_channels == 4
+
+
+def test_a_network_narrower_than_its_patches_is_warned_of() -> None:
+    narrow = {"hidden_size": 96, "num_heads": 2, "patch_size": [1, 4, 2]}
+    told = find_bottleneck(make(model=narrow), 16)
+    assert told is not None and "96 is below the 128 values" in told and "25% of the noise" in told
+    assert find_bottleneck(make(model=narrow), 12) is None  # 96 values
+    assert find_bottleneck(make(model=narrow, diffusion={}), 16) == told
+    assert find_bottleneck(make(model=narrow, diffusion={"prediction": "x0"}), 16) is None
+    assert find_bottleneck(make(model={"preset": "DiT-S/8"}), 4) is None  # 384 and 256
 
 
 def test_shift_auto_is_by_the_tokens() -> None:
