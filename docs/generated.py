@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from cards import cards  # beside this file, where mkdocs looks while it loads a hook
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
@@ -171,4 +172,5 @@ def commands() -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "training keys": training_keys, "codec keys": codec_keys, "recipes": recipes, "house": house, "commands": commands,
+    "cards": lambda: cards(ROOT / "configs"),
 }  # fmt: skip
