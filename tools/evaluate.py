@@ -96,6 +96,7 @@ def main(
     if out is not None:
         files.write_json(out, result)
     print(json.dumps(result) if as_json else "\n".join(table(result)))
+    work.cache.drop_parts()
 
 
 def _against(store: Path | None, clips: Path | None) -> "LatentStore | Path":
