@@ -44,7 +44,7 @@ def main(
     sample counts, precision and recall, attributes, flicker, drift, and what the codec loses.
 
     A protocol says everything that the figures depend on beside the model and the clips. Started by torchrun, its
-    processes share the work; the figures are the same.
+    processes share the work; the figures are the same. Stopped, the same command goes on.
 
     Example:
       mmdit evaluate demo/run --store demo/store

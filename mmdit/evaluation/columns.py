@@ -141,7 +141,9 @@ class ColumnCache:
 
     def drop_parts(self) -> None:
         """Removes the parts of all sets that were asked for: what they were kept for is done."""
-        for clips in self._asked if self._folder is not None else ():
+        if self._folder is None:
+            return
+        for clips in self._asked:
             for path in self._folder.glob(f"{_unfinished(clips)}-*.safetensors"):
                 path.unlink(missing_ok=True)
 
