@@ -114,7 +114,7 @@ def test_stopped_it_goes_on_and_gives_the_same(
 ) -> None:
     monkeypatch.setattr("mmdit.pipelines.evaluating.TOGETHER", 1)
     words, cache = (place / "run", *QUICK, "--store", place / "store", *given), ("--cache", tmp_path / "cache")
-    whole = result(place, *words)
+    whole = result(place, *words, "--cache", tmp_path / "other")  # real clips too in parts of one
     assert killed_at(monkeypatch, "kill@-1-2.safetensors:begin", lambda: exit_code("evaluate", *words, *cache))
     assert list((tmp_path / "cache").glob("unfinished-*-0-1.safetensors"))
     read: list[list[int]] = []
