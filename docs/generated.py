@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from cards import cards  # beside this file, where mkdocs looks while it loads a hook
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
@@ -204,4 +205,5 @@ def _measured(mean: float, spread: float, trials: int, key: str) -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "training keys": training_keys, "codec keys": codec_keys, "recipes": recipes, "house": house, "commands": commands,
     "studies": studies,
+    "cards": lambda: cards(ROOT / "configs"),
 }  # fmt: skip

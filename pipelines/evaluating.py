@@ -1,5 +1,6 @@
 """Evaluation of a model, or of a folder of clips: measured beside real clips, shared among processes."""
 
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,18 @@ def evaluate_given(
         clips = {"original": original, "codec": as_bytes(again), "generated": sampled.read(numbers, **given)}
         return compare_given(work.probe, clips, [real.rows[number] for number in numbers], kind, names)
 
-    records = _shared(work, len(real.rows), compare, "given")
+    place = f"{sampled.fingerprint}, {kind} of {real.fingerprint}{', forced' * force}"
+    column = Column("given", fingerprint_of(EMBEDDED), lambda clips, rows: clips)  # for its name in the cache
+
+    def look(numbers: range) -> list[dict[str, Any]]:
+        kept = work.cache.get(place, column, numbers)
+        if kept is not None:
+            return cast(list[dict[str, Any]], json.loads(bytes(kept.tolist())))
+        found = compare(numbers)
+        work.cache.put(place, column, torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8), numbers)
+        return found
+
+    records = _shared(work, len(real.rows), look, "given")
     return given_figures([record for part in records for record in part]) if work.group.is_first else {}
 
 
@@ -188,17 +200,29 @@ def cached(work: Work, clips: RealClips, columns: Sequence[Column], what: str) -
 
 
 def measure(work: Work, clips: ClipSet, columns: Sequence[Column], what: str) -> Columns:
-    """The columns of all clips, a row a clip; on processes but the first, nothing."""
+    """The columns of all clips, a row a clip; on processes but the first, nothing.
 
-    def look(numbers: Sequence[int]) -> Columns:
-        here, rows = clips.read(numbers), [clips.rows[number] for number in numbers]
-        return {column.name: column.measure(here, rows) for column in columns}
+    What is measured is kept part by part, until the evaluation is done: one that was stopped goes on from there.
+    """
+
+    place = clips.fingerprint
+
+    def look(numbers: range) -> Columns:
+        kept = {column.name: work.cache.get(place, column, numbers) for column in columns}
+        known = {name: values for name, values in kept.items() if values is not None}
+        missing = [column for column in columns if column.name not in known]
+        if missing:
+            here, rows = clips.read(numbers), [clips.rows[number] for number in numbers]
+        for column in missing:
+            known[column.name] = column.measure(here, rows)
+            work.cache.put(place, column, known[column.name], numbers)
+        return known
 
     parts = _shared(work, len(clips.rows), look, what)
     return {column.name: torch.cat([part[column.name] for part in parts]) for column in columns if parts}
 
 
-def _shared(work: Work, count: int, look: Callable[[Sequence[int]], Any], what: str) -> list[Any]:
+def _shared(work: Work, count: int, look: Callable[[range], Any], what: str) -> list[Any]:
     """What `look` says of each part of `count` clips, in order; every process looks at its share. Nothing but on the
     first process."""
     parts = [range(first, min(first + TOGETHER, count)) for first in range(0, count, TOGETHER)]

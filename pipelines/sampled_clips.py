@@ -1,16 +1,22 @@
 """Clips that a pipeline makes, as a set to measure: clip i is a function of seed, i and its condition."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmdit import __version__
+from mmdit.conditioning import TextEncoder
 from mmdit.errors import Refused
 from mmdit.evaluation.clip_sets import Row, as_bytes
 from mmdit.evaluation.protocol import Protocol
 from mmdit.evaluation.view import View
+from mmdit.latents.codec_files import fingerprint
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.loading import Source
 
@@ -75,6 +81,18 @@ class SampledClips:
         self.frames = 1 if self.view.frames == 1 else default[0]
         self.view.start(self.frames, None, "the model's clips")
         self.size = self.view.shown((self.frames, *default[1:]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the clips are a function of, to the last bit and but for what is given, as a hash."""
+        pipe = self.pipeline
+        text = TextEncoder(pipe.text_encoder, pipe.tokenizer).fingerprint if pipe.has_text else None
+        made_by = [fingerprint(pipe.transformer), text, pipe.codec.fingerprint, dict(pipe.config), pipe.faster]
+        sampler = [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)]
+        machine = [__version__, torch.__version__, pipe.device.type, torch.get_num_threads()]
+        rows = [[row.get("caption"), row.get("label")] for row in self.rows]
+        all_of_it = [made_by, sampler, machine, rows, asdict(self.how), repr(self.view), self.frames]
+        return hashlib.sha256(json.dumps(all_of_it, default=repr).encode()).hexdigest()
 
     def read(self, numbers: Sequence[int], **given: Any) -> Tensor:
         """These clips, uint8 (b, 3, frame, height, width).

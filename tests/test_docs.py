@@ -125,6 +125,17 @@ def test_every_command_is_one_that_there_is(page: str, capsys: pytest.CaptureFix
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_commands_of_a_recipe_are_right(path: Path) -> None:
+    header = re.match(r"(#.*\n)+", path.read_text("utf-8"))
+    text = re.sub(r"\\\n#|\n# {9,}", " ", header[0] if header else "")
+    found = re.findall(r"^# (?:Data|Command|Plan): +((?:mmdit|torchrun) .*)$", text, re.M)
+    lines = [line for part in found for line in part.split(" && ")]
+    assert any(f"configs/{path.name}" in line for line in lines)
+    for line in lines:
+        check(Command(path.name, tuple(line.split()), whole=True))
+
+
 def test_the_commands_are_found() -> None:
     seen = {command.page: 0 for command in COMMANDS} | {"all": len(COMMANDS)}
     assert seen["all"] > 60 and {"README.md", "docs/index.md", "docs/training.md", "docs/scaling.md"} <= seen.keys()
@@ -206,6 +217,19 @@ def test_every_key_of_a_training_recipe_has_its_row(site: Path) -> None:
     schema = RunConfig.model_json_schema()
     keys = Counter(key for table in (schema, *schema["$defs"].values()) for key in table["properties"])
     assert rows == keys
+
+
+def test_every_recipe_has_its_card(site: Path) -> None:
+    page = (site / "reproduction.html").read_text("utf-8")
+    rows = dict(re.findall(r'<h3 id="(\w+)">.*?<tbody>(.*?)</tbody>', page, flags=re.DOTALL))
+    assert rows.keys() == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    for name, text in rows.items():
+        cells = re.findall(r"<td><strong>(\w+)</strong></td>\s*<td>(.+?)</td>", text)
+        kinds = {"source", "data", "command", "hardware", "time", "published", "measured", "size"}
+        assert kinds <= {kind for kind, _ in cells}, name
+        assert ("not run" not in text) or re.search(r"planned: [\d.,]+ hours on .* assumed \d+ % of its peak", text), (
+            name
+        )
 
 
 def test_every_room_has_its_paragraph(site: Path) -> None:

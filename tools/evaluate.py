@@ -44,7 +44,7 @@ def main(
     sample counts, precision and recall, attributes, flicker, drift, and what the codec loses.
 
     A protocol says everything that the figures depend on beside the model and the clips. Started by torchrun, its
-    processes share the work; the figures are the same.
+    processes share the work; the figures are the same. Stopped, the same command goes on.
 
     Example:
       mmdit evaluate demo/run --store demo/store
@@ -96,6 +96,7 @@ def main(
     if out is not None:
         files.write_json(out, result)
     print(json.dumps(result) if as_json else "\n".join(table(result)))
+    work.cache.drop_parts()
 
 
 def _against(store: Path | None, clips: Path | None) -> "LatentStore | Path":

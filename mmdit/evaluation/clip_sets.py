@@ -34,10 +34,14 @@ class ClipSet(Protocol):
     Attributes:
         rows: what is known of each: "caption", "label" and attributes, where there are any.
         size: (frames, height, width) of every clip.
+        fingerprint: what the pixels and captions of the set are a function of, as a hash.
     """
 
     rows: Sequence[Row]
     size: tuple[int, int, int]
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         """These clips, uint8 (b, 3, frame, height, width)."""

@@ -26,6 +26,7 @@ from mmdit.latents.codec import Codec
 TOGETHER = 32
 """Clips are measured in parts of so many, whatever the batch and the number of processes: sums then round alike."""
 FORMAT = 1
+UNFINISHED = "unfinished"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -111,17 +112,20 @@ def cache_folder() -> Path:
 
 
 class ColumnCache:
-    """Columns of sets of real clips on disk, each by a hash of what it is a function of.
+    """Columns of sets of clips on disk, each by a hash of what it is a function of: those of real clips, and until an
+    evaluation is done, parts of those of all clips.
 
     folder: where they lie; None: nothing is kept.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._asked: set[str] = set()
 
-    def get(self, clips: str, column: Column) -> Tensor | None:
-        """The column of the set with this fingerprint; None where it is not here, or damaged."""
-        path = self._path(clips, column)
+    def get(self, clips: str, column: Column, part: range | None = None) -> Tensor | None:
+        """The column of the set with this fingerprint, or a part of it; None where it is not here, or damaged."""
+        self._asked.add(clips)
+        path = self._path(clips, column, part)
         if path is None or not path.is_file():
             return None
         try:
@@ -129,14 +133,28 @@ class ColumnCache:
         except (OSError, SafetensorError, KeyError):
             return None
 
-    def put(self, clips: str, column: Column, values: Tensor) -> None:
-        path = self._path(clips, column)
+    def put(self, clips: str, column: Column, values: Tensor, part: range | None = None) -> None:
+        path = self._path(clips, column, part)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_safetensors(path, {"column": values})
 
-    def _path(self, clips: str, column: Column) -> Path | None:
+    def drop_parts(self) -> None:
+        """Removes the parts of all sets that were asked for: what they were kept for is done."""
+        if self._folder is None:
+            return
+        for clips in self._asked:
+            for path in self._folder.glob(f"{_unfinished(clips)}-*.safetensors"):
+                path.unlink(missing_ok=True)
+
+    def _path(self, clips: str, column: Column, part: range | None) -> Path | None:
         if self._folder is None:
             return None
-        place = seeds.seed_at(FORMAT, clips, column.name, column.fingerprint)
-        return self._folder / f"{column.name}-{place:016x}.safetensors"
+        name = f"{column.name}-{seeds.seed_at(FORMAT, clips, column.name, column.fingerprint):016x}"
+        if part is not None:
+            name = f"{_unfinished(clips)}-{name}-{part.start}-{part.stop}"
+        return self._folder / f"{name}.safetensors"
+
+
+def _unfinished(clips: str) -> str:
+    return f"{UNFINISHED}-{seeds.seed_at(FORMAT, clips):016x}"

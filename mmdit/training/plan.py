@@ -22,6 +22,7 @@ ASSUMED_SHARE = 0.2
 ASSUMED_CPU_SHARE = 0.5
 # Of a GPU's memory: the rest is for CUDA itself, for what kernels allocate for themselves, and for gaps.
 USABLE = 0.9
+LORA = "adapters are planned for as if every weight were trained: memory, time and checkpoints are less"
 
 
 @dataclass(frozen=True)
@@ -92,30 +93,33 @@ def plan_run(
     peak = _peak(memory, clips, micro, gpus)
     largest = _largest(memory, clips, gpus, usable)
     advice = [] if peak <= usable else _advice(config, inputs, precision, on_gpu, clips, gpus, usable, largest)
-    clips_a_step, macs = _per_step(config, data, inputs)
+    cost = step_cost(config, data, inputs)
     share_is = "given" if share is not None else "assumed"
     share = share or (ASSUMED_SHARE if on_gpu else ASSUMED_CPU_SHARE)
-    again = 2 / config.model.checkpointing if config.model.checkpointing else 0
-    rate = gpus * share * device.peak
     one = memory.trained * 4 * (1 + len(_decays(config))) + memory.optimizer
     kept = config.keep_checkpoints + 1 + config.keep_best  # one more while the newest is written
     kept += config.steps // config.keep_every if config.keep_every else 0
     counted = data.clips is not None
     return RunPlan(
-        parameters=memory.trained, macs_per_clip=macs / clips_a_step, flops_per_step=6 * macs, precision=precision,
-        clips_per_device=clips, micro_batch=micro,
+        parameters=memory.trained, macs_per_clip=cost.macs / cost.clips, flops_per_step=6 * cost.macs,
+        precision=precision, clips_per_device=clips, micro_batch=micro,
         memory={
             "weights": memory.weights, "gradients": memory.gradients * (1 + (gpus > 1)), "optimizer": memory.optimizer,
             "averages": memory.averages, "activations": memory.activations(micro), "peak": peak,
         },
         device=device.name, devices=gpus, device_memory=device.memory, fits=peak <= usable,
         largest_micro_batch=largest, advice=advice, steps=config.steps,
-        epochs=config.steps * clips_a_step / sum(data.shapes.values()) if counted else None,
-        seconds=config.steps * macs * (6 + again) / rate if rate else None,
+        epochs=config.steps * cost.clips / sum(data.shapes.values()) if counted else None,
+        seconds=run_seconds(config, cost, gpus * share * device.peak),
         share_of_peak=share, share_is=share_is, checkpoint_bytes=one, disk_bytes=one * kept,
         latents={"x".join(map(str, shape)): count for shape, count in data.shapes.items()}, clips=data.clips,
-        notes=[*data.notes, *filter(None, [find_bottleneck(config, inputs.of.latent_shape[0])])],
+        notes=data.notes + _notes(config, inputs.of.latent_shape[0]),
     )  # fmt: skip
+
+
+def _notes(config: RunConfig, channels: int) -> list[str]:
+    bottleneck = find_bottleneck(config, channels)
+    return [*([LORA] if config.lora else []), *([bottleneck] if bottleneck else [])]
 
 
 def _device(config: RunConfig, gpu: str | None) -> tuple[Device, str]:
@@ -197,8 +201,18 @@ def _decays(config: RunConfig) -> tuple[float, ...]:
     return (config.ema_decay,) if isinstance(config.ema_decay, float) else config.ema_decay
 
 
-def _macs_of(config: RunConfig, data: PlanData, inputs: StepInputs) -> dict[Latent, float]:
-    """Multiply-accumulates of a forward pass of the network on a clip of each shape; steps on single frames count."""
+@dataclass(frozen=True)
+class StepCost:
+    """`parameters`: of the network. In the mean step, `clips`, and `macs`: multiply-accumulates of a forward pass over
+    them all."""
+
+    parameters: int
+    clips: float
+    macs: float
+
+
+def step_cost(config: RunConfig, data: PlanData, inputs: StepInputs) -> StepCost:
+    """What a step of the recipe computes; from the shapes alone, within a second."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from mmdit.training.build import build_network
@@ -206,18 +220,19 @@ def _macs_of(config: RunConfig, data: PlanData, inputs: StepInputs) -> dict[Late
     with FakeTensorMode():
         network: Any = dict(build_network(config, inputs.of).config)
     tokens = inputs.text_tokens if network["text_token_dim"] else 0
-    images, macs = config.data.image_share, {}
+    images, macs, parameters = config.data.image_share, dict[Latent, float](), 0
     for shape in data.shapes:
         _, frames, height, width = shape
-        clip = model_cost(network, (frames, height, width), text_tokens=tokens).macs
+        clip = model_cost(network, (frames, height, width), text_tokens=tokens)
         image = model_cost(network, (1, height, width), text_tokens=tokens).macs if images else 0
-        macs[shape] = (1 - images) * clip + images * image
-    return macs
-
-
-def _per_step(config: RunConfig, data: PlanData, inputs: StepInputs) -> tuple[float, float]:
-    """Clips, and multiply-accumulates of a forward pass over them, in the mean step."""
-    macs = _macs_of(config, data, inputs)
+        macs[shape], parameters = (1 - images) * clip.macs + images * image, clip.parameters
     batches = {shape: data.batches.get(shape, config.data.batch_size) for shape in data.shapes}
     steps = sum(samples / batches[shape] for shape, samples in data.shapes.items())
-    return sum(data.shapes.values()) / steps, sum(n * macs[shape] for shape, n in data.shapes.items()) / steps
+    a_step = sum(count * macs[shape] for shape, count in data.shapes.items()) / steps
+    return StepCost(parameters, sum(data.shapes.values()) / steps, a_step)
+
+
+def run_seconds(config: RunConfig, cost: StepCost, rate: float) -> float | None:
+    """Of all steps, at `rate` operations a second of all devices together; None for a rate of 0."""
+    again = 2 / config.model.checkpointing if config.model.checkpointing else 0
+    return config.steps * cost.macs * (6 + again) / rate if rate else None

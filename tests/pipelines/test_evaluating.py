@@ -20,7 +20,7 @@ class Numbers:
     """Clips that show their number, and remember which were read."""
 
     rows: Sequence[dict[str, Any]] = [{"label": str(number)} for number in range(COUNT)]
-    size = (1, 1, 1)
+    size, fingerprint = (1, 1, 1), "numbers"
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []

@@ -1,5 +1,6 @@
 """Samples as a set to measure: what each is asked for, and that it is a function of its number."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,3 +95,20 @@ def test_a_view_of_one_frame_is_of_images() -> None:
     assert images.frames == 1
     with pytest.raises(Refused, match="clips too short"):
         SampledClips(pipeline, ROWS, HOW, View(16))
+
+
+def test_the_fingerprint_is_of_all_that_the_clips_are_a_function_of() -> None:
+    def fingerprint(rows: Any = ROWS, view: View | None = None, change: Any = None, **how: Any) -> str:
+        pipeline = tiny.make_pipeline()
+        if change is not None:
+            change(pipeline)
+        return SampledClips(pipeline, rows, replace(HOW, **how), view).fingerprint
+
+    def weight(pipeline: Any) -> None:
+        next(pipeline.transformer.parameters()).data.view(-1)[0] += 1e-3
+
+    others = [{"seed": 4}, {"steps": 3}, {"guidance": 2.0}, {"precision": "bfloat16"}, {"batch_size": 1},
+              {"rows": ROWS[::-1]}, {"view": View(1)}, {"change": weight},
+              {"change": lambda pipeline: pipeline.use_sampler("heun")}]  # fmt: skip
+    found = [fingerprint(), *(fingerprint(**other) for other in others)]
+    assert fingerprint() == found[0] and len(set(found)) == len(found)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 from commands import exit_code
 from encoding import encode
+from kills import killed_at
 from networks import save_clip, save_inception
 from pairs import end_pair, start_pair
 from pooled import Direct
@@ -18,6 +20,7 @@ from mmdit.clips.made import make_clips
 from mmdit.evaluation.protocol import Protocol
 from mmdit.latents.store import LatentStore
 from mmdit.pipelines.evaluation_plan import plan_given
+from mmdit.pipelines.sampled_clips import SampledClips
 
 
 class Here(Direct):
@@ -103,6 +106,28 @@ def test_given_frames_are_measured_beside_the_codec(place: Path, capsys: pytest.
     assert found["shown"]["whole"]["colour"].keys() == {"original", "codec", "generated"}
     shown = capsys.readouterr().out
     assert "PSNR of what is given" in shown and "goal: 95 %" in shown
+
+
+@pytest.mark.parametrize("given", [(), ("--given", "first")], ids=["samples", "given"])
+def test_stopped_it_goes_on_and_gives_the_same(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("mmdit.pipelines.evaluating.TOGETHER", 1)
+    words, cache = (place / "run", *QUICK, "--store", place / "store", *given), ("--cache", tmp_path / "cache")
+    whole = result(place, *words, "--cache", tmp_path / "other")  # real clips too in parts of one
+    assert killed_at(monkeypatch, "kill@-1-2.safetensors:begin", lambda: exit_code("evaluate", *words, *cache))
+    assert list((tmp_path / "cache").glob("unfinished-*-0-1.safetensors"))
+    read: list[list[int]] = []
+    plain = SampledClips.read
+
+    def reading(self: SampledClips, numbers: Sequence[int], **more: Any) -> Any:
+        read.append(list(numbers))
+        return plain(self, numbers, **more)
+
+    monkeypatch.setattr(SampledClips, "read", reading)
+    assert result(place, *words, *cache) == whole
+    assert read == ([[1]] if given else [[1], [2]])
+    assert not list((tmp_path / "cache").glob("unfinished-*"))
 
 
 @pytest.mark.parametrize(("conditions", "told"), [("rows", ["caption", "label"]), ("labels", ["label"]), ("none", [])])
