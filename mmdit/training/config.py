@@ -160,6 +160,13 @@ class RunConfig(Config):
             raise Refused(
                 "no text to read tokens of", got="model.text_tokens_by and conditions.text null", fix="set one of them"
             )
+        if self.model.network == "unet":
+            for key, value in (("conditions.given_frames", self.conditions.given_frames), ("lora", self.lora)):
+                if value:
+                    raise Refused(
+                        "a U-Net does not go with this", got=f"{key} with model.network unet", expected="a DiT",
+                        fix=f"leave out {key}, or set model.network=dit",
+                    )  # fmt: skip
         if self.lora is not None:
             if self.init_from is None:
                 raise Refused(

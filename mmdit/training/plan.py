@@ -178,7 +178,7 @@ def _advice(
     if largest:
         return [f"data.micro_batch={largest}"]
     said: list[str] = []
-    if config.model.checkpointing != 1:
+    if config.model.checkpointing != 1 and config.model.network == "dit":
         said.append("model.checkpointing=1")
         model = config.model.model_copy(update={"checkpointing": 1})
         config = config.model_copy(update={"model": model})
@@ -204,7 +204,7 @@ def _macs_of(config: RunConfig, data: PlanData, inputs: StepInputs) -> dict[Late
 
     with FakeTensorMode():
         network: Any = dict(build_network(config, inputs.of).config)
-    tokens = inputs.text_tokens if network["text_token_dim"] else 0
+    tokens = inputs.text_tokens if network.get("text_token_dim") else 0
     images, macs = config.data.image_share, {}
     for shape in data.shapes:
         _, frames, height, width = shape
