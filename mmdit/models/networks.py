@@ -21,5 +21,5 @@ def read_network(folder: Path, **options: Any) -> Network:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         named = "DiT"  # which says what is wrong with the folder
-    network: Network = NETWORKS.get(named, DiT).from_pretrained(folder, use_safetensors=True, **options)
+    network: Network = NETWORKS.get(str(named), DiT).from_pretrained(folder, use_safetensors=True, **options)
     return network

@@ -59,10 +59,19 @@ def test_any_grid_comes_back_and_clips_do_not_see_each_other(network: UNet) -> N
 
 
 @torch.no_grad()
-def test_patches_are_stacked_as_channels_and_laid_back(network: UNet) -> None:
-    patched = make(patch_size=(1, 1, 2))
+def test_training_draws_nothing_and_half_precision_works() -> None:
+    trained, given = make().train(), inputs(1)
+    out = trained(**given)
+    assert torch.equal(trained(**given), out)
+    half = make().to(torch.bfloat16)(**{**given, "latents": given["latents"].bfloat16()})
+    assert half.dtype == torch.bfloat16 and (half - out).norm() < 0.1 * out.norm()
+
+
+@torch.no_grad()
+def test_patches_are_stacked_as_channels_and_laid_back() -> None:
+    patched = make(patch_size=(2, 2, 3))
     patched.unet.forward = lambda x, *_, **__: (x,)  # type: ignore[method-assign]  # what enters the U-Net leaves it
-    given = inputs(1)
+    given = inputs(1, (2, 4, 6))
     assert torch.equal(patched(**given), given["latents"])
 
 

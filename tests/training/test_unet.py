@@ -13,6 +13,7 @@ from mmdit.config import load_config
 from mmdit.errors import Refused
 from mmdit.models import UNet, model_cost
 from mmdit.pipelines.calibration import calibrate_broadcast
+from mmdit.pipelines.comparison import compare, ways
 from mmdit.pipelines.loading import load_pipeline
 from mmdit.training.build import Inputs, build_network, clip_cost
 from mmdit.training.config import ConditionConfig, RunConfig
@@ -76,6 +77,7 @@ def test_it_is_sampled_from_its_run_and_from_a_pipeline_folder(run: Path, tmp_pa
         (lambda: saved.enable_attention_broadcast(), "blocks of a DiT"),
         (lambda: saved.enable_compile(), "blocks of a DiT"),
         (lambda: calibrate_broadcast(saved, floor=30.0, **call), "blocks of a DiT"),
+        (lambda: compare(lambda: saved, ways(saved.process, 2, 2, None), runs=1, call=call), "blocks of a DiT"),
         (lambda: saved(**call, image=clips[0, 0]), "was not trained"),
         (lambda: saved(**call, image=clips[0, 0], force_given=True), "cannot be given frames"),
         (lambda: saved(**call, num_frames=6, window_frames=3), "was not trained to go on"),
