@@ -161,7 +161,8 @@ class RunConfig(Config):
                 "no text to read tokens of", got="model.text_tokens_by and conditions.text null", fix="set one of them"
             )
         if self.model.network == "unet":
-            for key, value in (("conditions.given_frames", self.conditions.given_frames), ("lora", self.lora)):
+            given = self.conditions.given_frames
+            for key, value in (("conditions.given_frames", given), ("lora", self.lora), ("compile", self.compile)):
                 if value:
                     raise Refused(
                         "a U-Net does not go with this", got=f"{key} with model.network unet", expected="a DiT",

@@ -132,6 +132,7 @@ def test_muon_takes_its_matrices_and_adamw_its_convolutions(config: RunConfig) -
         ("model.text_tokens_by=in-context", "nothing reads text_tokens_by"),
         ("conditions.given_frames={first: 0.5}", r"U-Net does not go with this.*leave out conditions\.given_frames"),
         ("lora={}", "U-Net does not go with this.*leave out lora"),
+        ("compile=true", "U-Net does not go with this.*leave out compile"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_in_a_line(change: str, message: str) -> None:
