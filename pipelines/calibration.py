@@ -14,6 +14,7 @@ from mmdit.evaluation.score import psnr
 from mmdit.models.caching import Broadcast, attentions
 from mmdit.pipelines.broadcast_file import BROADCAST_FORMAT, sampler_of, weights_of
 from mmdit.pipelines.clip_pipeline import ClipPipeline
+from mmdit.pipelines.faster import check_blocks
 
 INTERVALS = ((0.0, 1000.0), (100.0, 950.0), (100.0, 900.0))  # timesteps, from all of the schedule to its middle
 MOST = 6  # steps from one computation to the next
@@ -45,10 +46,11 @@ def calibrate_broadcast(
         call: what the pipeline is called with: prompts, number of steps, guidance, seed and so on.
 
     Raises:
-        Refused: a floor of 0 or less, or a pipeline whose cache is on.
+        Refused: a floor of 0 or less, a network that is no DiT, or a pipeline whose cache is on.
         Stopped: nothing can be broadcast at this floor.
     """
     check_floor(floor)
+    check_blocks(pipeline.transformer)
     plain = pipeline(**call, output_type="pt").frames
     times = pipeline.scheduler.timesteps.tolist()
     kinds = [kind for block in pipeline.transformer.blocks for kind in attentions(block).values()]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mmdit.diffusion import Guidance
 from mmdit.errors import Refused
 from mmdit.latents.codec import Codec
+from mmdit.models import UNet
 from mmdit.pipelines.given_frames import GivenFrames, Held, plan_held
 from mmdit.pipelines.noise import Draws
 from mmdit.pipelines.request import Condition
@@ -76,6 +77,8 @@ def plan_frames(
     """
     codec, patch, trained = pipeline.codec, pipeline.transformer.config.patch_size[0], pipeline.default_size()[0]
     kinds = pipeline.config.given_frames
+    if force and isinstance(pipeline.transformer, UNet):
+        raise Refused("a U-Net cannot be given frames: it has one timestep a clip", expected="a DiT")
     windows = plan_windows(
         codec, patch, trained if frames is None else frames, grid, trained,
         window=window, overlap=overlap, kinds=None if force else kinds,

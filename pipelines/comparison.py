@@ -17,7 +17,7 @@ from mmdit.evaluation.score import attribute_scores, psnr
 from mmdit.models import DiT
 from mmdit.models.caching import Broadcast
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.faster import read_ways
+from mmdit.pipelines.faster import check_blocks, read_ways
 
 FEW = (10, 8)  # steps that are tried beside half and a third
 ODE = ("dpm++2m", "unipc", "heun")  # the solvers of higher order
@@ -110,11 +110,15 @@ def compare(
         call: what the pipelines are called with: "prompt", a list, "batch_size", and what else there is.
         read, wanted: clips (N, 3, frame, height, width) to attributes, and those that were asked for.
         progress: called with (runs done, runs in all, the way's name).
+
+    Raises:
+        Refused: a network that is no DiT.
     """
     pipelines, clips, counts = [], [], []
     total, seconds = len(tried) * (runs + 1), [list[tuple[float, float]]() for _ in tried]
     for number, way in enumerate(tried):
         pipeline = load()
+        check_blocks(pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
         if way.sampler is not None:
             pipeline.use_sampler(way.sampler)

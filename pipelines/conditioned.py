@@ -81,7 +81,7 @@ class Conditioned(FasterSampling):
         if text is not None:
             said = [text[condition.prompt] for condition in conditions]
             inputs["text"] = torch.stack([features.pooled for features in said])
-            if self.transformer.config.text_token_dim:
+            if self.transformer.config.get("text_token_dim"):
                 inputs["text_tokens"] = torch.stack([features.tokens for features in said])
                 inputs["text_mask"] = torch.stack([features.mask for features in said])
         return inputs

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdit.diffusion import Guidance, guided, two_passes
 from mmdit.errors import Refused
+from mmdit.models import DiT
 from mmdit.models.caching import Broadcast, Cache, FirstBlockCache
 from mmdit.pipelines.broadcast_file import BROADCAST, copy_broadcast, missing_broadcast, read_broadcast
 
@@ -39,9 +40,11 @@ class FasterSampling:
                 None for the file beside the weights, which `mmdit calibrate` writes.
 
         Raises:
-            Refused: another cache is on, the blocks are compiled, or the file is damaged, of other weights or missing.
+            Refused: another cache is on, the blocks are compiled, the network is no DiT, or the file is damaged, of
+                other weights or missing.
         """
         self._refuse_second_cache()
+        check_blocks(self.transformer)
         if self._compiled:
             raise Refused("attentions in compiled blocks cannot be broadcast", fix="load the pipeline again")
         if how is None:
@@ -54,9 +57,10 @@ class FasterSampling:
         """Leaves out all blocks but the first where that changes less than `threshold` (`FirstBlockCache`).
 
         Raises:
-            Refused: another cache is on, the threshold is out of range, or the network has one block only.
+            Refused: another cache is on, the threshold is out of range, the network is no DiT, or has one block only.
         """
         self._refuse_second_cache()
+        check_blocks(self.transformer)
         cache = FirstBlockCache(threshold)
         cache.start(self.transformer)  # refuses a network that it cannot serve
         self._cache = cache
@@ -85,10 +89,11 @@ class FasterSampling:
         """Compiles the blocks of the network (`torch.compile`) at their next call; a new shape compiles again.
 
         Raises:
-            Refused: attentions are broadcast, which compiled blocks cannot do.
+            Refused: attentions are broadcast, which compiled blocks cannot do, or the network is no DiT.
         """
         if isinstance(self._cache, Broadcast):
             raise Refused("compiled blocks cannot broadcast attentions", fix="call disable_cache() first")
+        check_blocks(self.transformer)
         for block in self.transformer.blocks:
             block.compile()
         self._compiled = True
@@ -149,6 +154,13 @@ class FasterSampling:
         """predict(part, x_t, timesteps) with guidance, as a predict(x_t, timesteps)."""
         conditional, null, both = (partial(predict, part) for part in ("conditional", "null", "both"))
         return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, guidance)
+
+
+def check_blocks(network: object) -> None:
+    """Refused for a network without the blocks that caches and compilation act on."""
+    if not isinstance(network, DiT):
+        got = type(network).__name__
+        raise Refused("this makes the blocks of a DiT faster", got=got, expected="DiT", fix="sample without it")
 
 
 def read_ways(words: list[str] | None) -> dict[str, Any]:

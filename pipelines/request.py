@@ -125,7 +125,7 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 def check_image_network(config: Mapping[str, Any], frames: int | None) -> None:
     """Refused for more than one frame of a network, by its config, that was made for images: it has no time."""
-    if config["layout"] == "space" and config["sample_size"][0] == 1 and frames not in (None, 1):
+    if config.get("layout") == "space" and config["sample_size"][0] == 1 and frames not in (None, 1):
         raise Refused("this model makes images", got=f"{frames} frames", expected="1")
 
 

@@ -94,8 +94,8 @@ def check_given(
     inputs = {
         "labels": (config.num_classes, labels),
         "text": (config.text_dim, text),
-        "text_tokens": (config.text_token_dim, text_tokens),
-        "scalars": (len(config.scalars), scalars or None),
+        "text_tokens": (config.get("text_token_dim", 0), text_tokens),
+        "scalars": (len(config.get("scalars", ())), scalars or None),
     }
     for name, (wanted, value) in inputs.items():
         if bool(wanted) != (value is not None):
@@ -104,7 +104,7 @@ def check_given(
                 f"this network has {'an' if wanted else 'no'} input for {name}, "
                 f"but {name} {are} {'missing' if wanted else 'given'}"
             )
-    if set(scalars or ()) != set(config.scalars):
+    if set(scalars or ()) != set(config.get("scalars", ())):
         raise Refused("other scalars than the network's", got=sorted(scalars or ()), expected=sorted(config.scalars))
     if text_tokens is None and text_mask is not None:
         raise Refused("a text mask without text tokens")

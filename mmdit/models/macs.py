@@ -13,6 +13,7 @@ from mmdit.models.block import CONDITIONINGS, LAYOUTS
 from mmdit.models.checks import token_grid
 from mmdit.models.dit import DiT
 from mmdit.models.sublayers import mlp_width
+from mmdit.models.unet import unet_cost
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def model_cost(
     text_tokens: int = 0,
     timestep_per_frame: bool = False,
 ) -> Cost:
-    """What the network costs that `DiT(**config)` makes.
+    """What the network costs that `DiT(**config)` makes, or `UNet(**config)` where the configuration has `widths`.
 
     Args:
         config: arguments of `DiT`, such as `{**PRESETS["DiT-XL/2"], "sample_size": ..., "in_channels": 4}`, or the
@@ -57,6 +58,8 @@ def model_cost(
     Raises:
         Refused: the patch does not divide the grid, or text tokens are missing or too many.
     """
+    if "widths" in config:
+        return Cost(*unet_cost(config, latent_grid))
     defaults = {name: value.default for name, value in inspect.signature(DiT.__init__).parameters.items()}
     c = {**defaults, **config}
     if bool(c["text_token_dim"]) != bool(text_tokens):

@@ -7,9 +7,10 @@ from typing import Any
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow, shift_for_tokens
 from mmdit.diffusion.samplers import Process
 from mmdit.errors import Refused
-from mmdit.models import DiT, create_model, model_cost
+from mmdit.models import Network, UNet, create_model, model_cost
 from mmdit.models.checks import token_grid
 from mmdit.models.presets import preset_options
+from mmdit.models.unet import WIDTHS
 from mmdit.training.config import ModelConfig, RunConfig
 
 
@@ -54,7 +55,7 @@ def read_process(described: dict[str, Any]) -> Process:
     return RectifiedFlow(**described["flow"])
 
 
-def build_network(config: RunConfig, inputs: Inputs) -> DiT:
+def build_network(config: RunConfig, inputs: Inputs) -> Network:
     """A new network of the recipe, for these inputs; its weights come from torch's own generator.
 
     Raises:
@@ -65,19 +66,20 @@ def build_network(config: RunConfig, inputs: Inputs) -> DiT:
     if config.conditions.labels and inputs.labels == 0:
         raise Refused("the store has no labels", got="conditions.labels", fix="encode with labels, or train without")
     learned = config.diffusion is not None and config.diffusion.variance == "learned_range"
-    own = {"preset", "checkpointing", "text_tokens_by"}
+    sizes: dict[str, Any] = {
+        "sample_size": (frames, height, width),
+        "in_channels": channels,
+        "out_channels": 2 * channels if learned else None,
+        "num_classes": inputs.labels if config.conditions.labels else 0,
+        "text_dim": inputs.text_dim,
+    }
+    if config.model.network == "unet":
+        return UNet(**sizes, **_unet_options(config.model))
+    own = {"network", "preset", "checkpointing", "text_tokens_by"}
     options = config.model.model_dump(exclude=own, exclude_none=True)
     if config.model.text_tokens_by is not None:
         options |= {"text_token_dim": inputs.text_dim, "text_tokens_by": config.model.text_tokens_by}
-    network = create_model(
-        config.model.preset,
-        sample_size=(frames, height, width),
-        in_channels=channels,
-        out_channels=2 * channels if learned else None,
-        num_classes=inputs.labels if config.conditions.labels else 0,
-        text_dim=inputs.text_dim,
-        **options,
-    )
+    network = create_model(config.model.preset, **sizes, **options)
     if config.model.checkpointing:
         network.enable_gradient_checkpointing(config.model.checkpointing)
     return network
@@ -89,8 +91,12 @@ def clip_cost(model: ModelConfig, latent_shape: tuple[int, int, int, int]) -> in
     Raises:
         Refused: the patches do not divide the latents.
     """
-    own = {"checkpointing", "attention_backend", "text_tokens_by", "preset"}
-    options = preset_options(model.preset) | model.model_dump(exclude=own, exclude_none=True)
+    if model.network == "unet":
+        token_grid(latent_shape[1:], patch_size(model))
+        options = {**_unet_options(model), "widths": WIDTHS}
+    else:
+        own = {"network", "checkpointing", "attention_backend", "text_tokens_by", "preset"}
+        options = preset_options(model.preset) | model.model_dump(exclude=own, exclude_none=True)
     return model_cost({**options, "in_channels": latent_shape[0], "sample_size": latent_shape[1:]}).macs
 
 
@@ -98,8 +104,10 @@ def find_bottleneck(config: RunConfig, channels: int) -> str | None:
     """A warning where the network is narrower than a patch of latents of so many channels, and told to give noise.
 
     Of noise with n values a patch, a network of width d < n passes on d at most: a share 1 - d/n of it is never
-    predicted. None where nothing is lost.
+    predicted. None where nothing is lost, and for a U-Net, whose last layer sees the places around too.
     """
+    if config.model.network == "unet":
+        return None
     values, width = channels * math.prod(patch_size(config.model)), _width(config.model)
     if width >= values or (config.diffusion is not None and config.diffusion.prediction == "x0"):
         return None
@@ -116,5 +124,13 @@ def _width(model: ModelConfig) -> int:
 
 def patch_size(model: ModelConfig) -> tuple[int, int, int]:
     """(time, height, width) of a patch of the recipe's network."""
+    if model.network == "unet":
+        return model.patch_size or (1, 1, 1)
     patch: tuple[int, int, int] = model.patch_size or preset_options(model.preset)["patch_size"]
     return patch
+
+
+def _unet_options(model: ModelConfig) -> dict[str, Any]:
+    """What the recipe says of a U-Net, over the tiny preset's numbers."""
+    sizes = model.model_dump(include={"depth", "hidden_size", "num_heads"}, exclude_none=True)
+    return {**preset_options("tiny"), **sizes, "patch_size": patch_size(model)}

@@ -160,6 +160,14 @@ class RunConfig(Config):
             raise Refused(
                 "no text to read tokens of", got="model.text_tokens_by and conditions.text null", fix="set one of them"
             )
+        if self.model.network == "unet":
+            given = self.conditions.given_frames
+            for key, value in (("conditions.given_frames", given), ("lora", self.lora), ("compile", self.compile)):
+                if value:
+                    raise Refused(
+                        "a U-Net does not go with this", got=f"{key} with model.network unet", expected="a DiT",
+                        fix=f"leave out {key}, or set model.network=dit",
+                    )  # fmt: skip
         if self.lora is not None:
             if self.init_from is None:
                 raise Refused(

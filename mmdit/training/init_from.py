@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import TextEncoder, load_text_encoder
 from mmdit.errors import Refused
-from mmdit.models import DiT, inflate
+from mmdit.models import DiT, Network, inflate
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training import lora
 from mmdit.training.config import RunConfig
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmdit.training.run import Trainee
 
 LABELS = "y_embedder.embedding_table.weight"
+BLOCKS = ("blocks.", "unet.")  # before the names of the weights that are not of one input alone
 SHOWN = 5  # names in the log
 
 
@@ -60,9 +61,12 @@ def init_from(trainee: Trainee, config: RunConfig, labels: list[str], text_finge
     folder, state = _find(config)
     report = InitReport(str(folder))
     source = _load_network(folder)
+    if type(source) is not type(trainee.transformer):
+        kinds = {"got": type(source).__name__, "expected": type(trainee.transformer).__name__}
+        raise Refused("a network of another kind to start from", where=folder, **kinds, fix="set model.network")
     weights, image = dict(source.state_dict()), set(source.state_dict())
-    layout = trainee.transformer.config.layout
-    if source.config.layout == "space" and layout in ("factorized", "alternating"):
+    layout, was = (network.config.get("layout") for network in (trainee.transformer, source))
+    if isinstance(source, DiT) and was == "space" and layout in ("factorized", "alternating"):
         weights = dict(inflate(source, trainee.transformer.config.sample_size[0], layout).state_dict())
     new = lora.base_state(trainee.transformer)
     if state is not None and LABELS in new and LABELS in weights and state["label_names"]:
@@ -75,11 +79,11 @@ def init_from(trainee: Trainee, config: RunConfig, labels: list[str], text_finge
         trainee.text_encoder.load_state_dict(load_text_encoder(lora.base_folder(folder)).state_dict())
         report.loaded += [f"text_encoder.{name}" for name in trainee.text_encoder.state_dict()]
     taken = {name: weight for name, weight in weights.items() if name in new and new[name].shape == weight.shape}
-    if not any(name.startswith("blocks.") and name in image for name in taken):
+    if not any(name.startswith(BLOCKS) and name in image for name in taken):
         raise Refused("no block of the network fits the recipe", where=folder, **_shapes(weights, new))
     for name, weight in taken.items():
         new[name].copy_(weight)
-    kept = layout == source.config.layout
+    kept = layout == was
     report.loaded += [name for name in taken if kept or name in image]
     report.inflated += [name for name in taken if not (kept or name in image)]
     report.left_out += [f"{name} {_reason(weights[name], new.get(name))}" for name in weights if name not in taken]
@@ -132,7 +136,7 @@ def _find(config: RunConfig) -> tuple[Path, dict[str, Any] | None]:
     return folder / ("ema" if config.init_weights == "ema" else "."), checkpoints.read_state(folder)
 
 
-def _load_network(folder: Path) -> DiT:
+def _load_network(folder: Path) -> Network:
     at = folder / "transformer" if (folder / "transformer").is_dir() else folder
     for path in at.glob("*.safetensors"):
         check_data_file(path)
@@ -183,6 +187,6 @@ def _reason(value: Tensor, new: Tensor | None) -> str:
 def _shapes(weights: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, str]:
     """The first block weight of unlike shapes, or what the names are."""
     for name in weights:
-        if name.startswith("blocks.") and name in new and weights[name].shape != new[name].shape:
+        if name.startswith(BLOCKS) and name in new and weights[name].shape != new[name].shape:
             return {"got": f"{name} {tuple(weights[name].shape)}", "expected": f"{tuple(new[name].shape)}"}
     return {"got": f"blocks with {', '.join(list(weights)[:SHOWN])}", "expected": f"{', '.join(list(new)[:SHOWN])}"}

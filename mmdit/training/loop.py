@@ -225,7 +225,7 @@ def _meter(run: Run) -> Meter:
         peak = device_peak(torch.cuda.get_device_name(device), "fp16" if run.scaler.is_enabled() else precision)
     network = run.trainee.transformer.config
     texts = run.splits["train"].texts
-    text_tokens = texts.tokens if texts is not None and network.text_token_dim else 0
+    text_tokens = texts.tokens if texts is not None and network.get("text_token_dim") else 0
     return Meter(network, peak, time.perf_counter, text_tokens)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmdit import files
 from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
-from mmdit.models import DiT
+from mmdit.models import DiT, Network, read_network
 from mmdit.training.model_config import LoraConfig
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def base_folder(folder: Path) -> Path:
     return next((at / BASE for at in (folder, folder.parent) if (at / BASE).is_dir()), folder)
 
 
-def load_network(folder: Path) -> DiT:
+def load_network(folder: Path) -> Network:
     """The network of a checkpoint or its ema/, in eval mode; of a LoRA run, with the adapters merged into it.
 
     Raises:
@@ -181,9 +181,9 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _load_plain(folder: Path) -> DiT:
+def _load_plain(folder: Path) -> Network:
     at = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    return DiT.from_pretrained(at, use_safetensors=True, local_files_only=True)
+    return read_network(at, local_files_only=True)
 
 
 def _need_peft() -> None:

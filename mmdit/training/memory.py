@@ -212,7 +212,8 @@ class TrainingStep:
         mask = torch.ones(size, count, dtype=torch.bool)
         if self.trainee.text_encoder is not None:
             return torch.zeros(size, count, dtype=torch.long), mask
-        tokens = (torch.zeros(size, count, network.text_token_dim), mask) if network.text_token_dim else ()
+        width = network.get("text_token_dim")
+        tokens = (torch.zeros(size, count, width), mask) if width else ()
         return torch.zeros(size, network.text_dim), *tokens
 
     def update(self) -> None:

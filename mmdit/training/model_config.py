@@ -4,13 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mmdit.config import Config
+from mmdit.config import Config, refuse_unread
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
 
 
 class ModelConfig(Config):
     """The network; sizes of the latents come from the store."""
 
+    network: Literal["dit", "unet"] = "dit"
+    """"dit", or "unet": diffusers' U-Net of clips, to compare a DiT with. Of the keys below it has depth (residual
+    blocks of each of its three levels), hidden_size (channels of the finest), num_heads, and patch_size ([1, 1, 1]
+    unless set)."""
     preset: str = "tiny"
     """A named size (DiT-S/2 to DiT-XL/8, tiny); the fields below override it where they are set."""
     depth: int | None = Field(None, ge=1)
@@ -46,6 +50,15 @@ class ModelConfig(Config):
     checkpointing: int = Field(0, ge=0)
     """Every so-many-th block keeps only its input and is computed again in the backward pass; 0 for none. 1 saves the
     most memory, and costs about a third more time."""
+
+    @model_validator(mode="after")
+    def _a_unet_reads_few_keys(self) -> Self:
+        if self.network == "unet":
+            read = {"network", "depth", "hidden_size", "num_heads", "patch_size"}
+            for name in type(self).model_fields:
+                if name not in read:
+                    refuse_unread(self, name, "model.network unet", "model.network dit")
+        return self
 
 
 class FlowConfig(Config):

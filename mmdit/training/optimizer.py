@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mmdit.models import DiT
+from mmdit.models import DiT, Network
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.eight_bit import adamw_8bit
 
@@ -42,14 +42,14 @@ def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer
     return optimizers
 
 
-def _hidden_matrices(network: DiT) -> set[torch.Tensor]:
+def _hidden_matrices(network: Network) -> set[torch.Tensor]:
     """The weights of all linear layers of the network but the last, which makes the output.
 
     These are attention, MLPs and modulations, and what makes the conditions. Tables, patches and a text encoder keep
     AdamW. A modulation's gradient is nearly all about the timestep; in Muon's step all directions count alike, so that
     it follows the text sooner.
     """
-    last = network.final_layer.linear
+    last = network.final_layer.linear if isinstance(network, DiT) else None  # a U-Net ends in a convolution
     return {part.weight for part in network.modules() if isinstance(part, nn.Linear) and part is not last}
 
 

@@ -183,7 +183,7 @@ def _advice(
     if largest:
         return [f"data.micro_batch={largest}"]
     said: list[str] = []
-    if config.model.checkpointing != 1:
+    if config.model.checkpointing != 1 and config.model.network == "dit":
         said.append("model.checkpointing=1")
         model = config.model.model_copy(update={"checkpointing": 1})
         config = config.model_copy(update={"model": model})
@@ -219,7 +219,7 @@ def step_cost(config: RunConfig, data: PlanData, inputs: StepInputs) -> StepCost
 
     with FakeTensorMode():
         network: Any = dict(build_network(config, inputs.of).config)
-    tokens = inputs.text_tokens if network["text_token_dim"] else 0
+    tokens = inputs.text_tokens if network.get("text_token_dim") else 0
     images, macs, parameters = config.data.image_share, dict[Latent, float](), 0
     for shape in data.shapes:
         _, frames, height, width = shape

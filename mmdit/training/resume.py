@@ -15,7 +15,7 @@ from mmdit import __version__, files
 from mmdit.conditioning import load_text_encoder
 from mmdit.config import dump_config
 from mmdit.errors import Refused, Stopped
-from mmdit.models import DiT
+from mmdit.models import read_network
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training import lora
 from mmdit.training.build import describe_process
@@ -237,10 +237,7 @@ def _read_weights(run: Run, folder: Path) -> dict[str, Tensor]:
     """State dict of a trainee from its folders."""
     if run.config.lora is not None:
         return lora.read_weights(run.trainee, folder)
-    weights = {
-        f"transformer.{k}": v
-        for k, v in DiT.from_pretrained(folder / "transformer", use_safetensors=True).state_dict().items()
-    }
+    weights = {f"transformer.{k}": v for k, v in read_network(folder / "transformer").state_dict().items()}
     if (folder / "text_encoder").is_dir():
         encoder = load_text_encoder(folder, trainable=True)
         weights |= {f"text_encoder.{name}": value for name, value in encoder.state_dict().items()}

@@ -27,6 +27,7 @@ MUST_MATCH = {
     "conditions.labels", "conditions.drop_label", "conditions.drop_text", "conditions.given_frames",
     "conditions.text", "conditions.text.encoder",
     "conditions.text.width", "conditions.text.depth", "conditions.text.heads", "conditions.text.max_tokens",
+    "model.network",
     "model.preset", "model.depth", "model.hidden_size", "model.num_heads", "model.patch_size", "model.mlp_ratio",
     "model.layout", "model.positions", "model.norm", "model.mlp", "model.qk_norm",
     "model.conditioning", "model.text_tokens_by", "model.interpolate", "model.timestep_spacing",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
 from mmdit.diffusion.samplers import Process
-from mmdit.models import DiT
+from mmdit.models import DiT, Network
 from mmdit.seeds import seed_at
 from mmdit.training.build import Inputs, build_network, build_process, find_bottleneck
 from mmdit.training.config import RunConfig
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Trainee(nn.Module):
     """What is trained, as one module: the network, and the text encoder where it is trained along."""
 
-    def __init__(self, transformer: DiT, text_encoder: TextEncoder | None) -> None:
+    def __init__(self, transformer: Network, text_encoder: TextEncoder | None) -> None:
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
@@ -49,7 +49,7 @@ class Trainee(nn.Module):
                 said = self.text_encoder(*text)
                 text = said.pooled, said.tokens, said.mask
             pooled = text[0]
-            if self.transformer.config.text_token_dim:
+            if self.transformer.config.get("text_token_dim"):
                 tokens = {"text_tokens": text[1], "text_mask": text[2]}
         return self.transformer(latents, timesteps, labels=labels, text=pooled, **tokens)
 
@@ -124,6 +124,7 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     shell = with_weights(trainee, {name: weight.to("meta") for name, weight in trainee.named_parameters()})
     sharded = is_sharded(config, accelerator)
     if sharded:
+        assert isinstance(transformer, DiT)  # check_sharding refuses others
         shard_network(trainee, transformer.blocks, accelerator)
     trainee.to(accelerator.device)  # before optimizers and averages take their weights
     forward: Any = torch.compile(trainee) if config.compile else trainee

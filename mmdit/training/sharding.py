@@ -30,6 +30,7 @@ def check_sharding(config: RunConfig) -> None:
         ("precision", config.precision == "float16", "precision=auto"),
         ("optimizer.adamw=8bit", config.optimizer.adamw == "8bit", "optimizer.adamw=fused"),
         ("lora", config.lora is not None, "lora=null"),
+        ("model.network=unet", config.model.network == "unet", "model.network=dit"),
         ("optimizer.muon_lr", config.optimizer.muon_lr is not None, "optimizer.muon_lr=null"),
     ):
         if value:

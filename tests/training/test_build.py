@@ -41,6 +41,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "diffusion.min_snr": (5.0, DIFFUSION),
     "diffusion.zero_terminal_snr": (True, DIFFUSION),
     "diffusion.timesteps": (500, DIFFUSION),
+    "model.network": ("unet", {"model": {"hidden_size": 8, "num_heads": 2}}),
     "model.preset": ("DiT-S/2", {}),
     "model.depth": (3, {}),
     "model.hidden_size": (32, {}),
@@ -83,7 +84,7 @@ def output(config: RunConfig, grid: tuple[int, int, int]) -> torch.Tensor:
 def parts_of(config: RunConfig) -> list[Any]:
     """The process, and what its network does: outputs on two grids, and how it is carried out."""
     network = build_network(config, INPUTS)
-    how = network.checkpoint_every, {getattr(module, "backend", None) for module in network.modules()}
+    how = getattr(network, "checkpoint_every", 0), {getattr(module, "backend", None) for module in network.modules()}
     outputs = [output(config, grid).sum().item() for grid in ((4, 8, 8), (4, 4, 4))]
     return [build_process(config, INPUTS.latent_shape), how, outputs]
 
