@@ -26,8 +26,7 @@ def table(folder: Path, parts: "Mapping[str, Part]") -> str:
         part = parts[name]
         lines += [f"## {part.title}", ""]
         lines += [f"`{name}`, {result['date']}, commit {result['commit']}.", ""] if "date" in result else []
-        rows = TABLES[part.kind](result["rows"])
-        lines += [*rows, ""] if result["rows"] else []
+        lines += [*TABLES[part.kind](result["rows"]), ""] if result["rows"] else []
         if not result["done"]:
             lines += [f"Not all of it: {result['error'] or 'it goes on with the same command'}.", ""]
     missing = [f"`{name}`" for name in parts if name not in results]
@@ -63,10 +62,10 @@ def _steps(rows: list[Row]) -> list[str]:
             continue
         cells = [row["way"], f"{row['seconds'] * 1e3:.1f}", f"{row['clips_per_s']:.1f}",
                  f"{row['flops_per_s'] / 1e12:.3g}", _percent(row["share"]), _percent(row["sheet_share"]),
-                 _over(row["memory"], 1e9, 3)]  # fmt: skip
+                 _over(row["memory"], 1e9)]  # fmt: skip
         against = ["", ""]
         if not first.get("error"):
-            against = [f"{first['seconds'] / row['seconds']:.2f}", _over(row["memory"], first["memory"], 2)]
+            against = [f"{first['seconds'] / row['seconds']:.2f}", _over(row["memory"], first["memory"])]
         lines.append(_line([*cells, *against, *_distance(row["clips_per_s"], row["target"], " clips/s")]))
     return lines
 
@@ -89,8 +88,8 @@ def _distance(value: float, target: float | None, unit: str) -> list[str]:
     return ["", ""] if target is None else [f"{target:g}{unit}", f"{value / target - 1:+.0%}"]
 
 
-def _over(value: float | None, other: float, digits: int) -> str:
-    return "" if value is None else f"{value / other:.{digits}g}"
+def _over(value: float | None, other: float) -> str:
+    return "" if value is None else f"{value / other:.3g}"
 
 
 def _percent(share: float | None) -> str:

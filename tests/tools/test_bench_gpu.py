@@ -83,7 +83,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         begin = f"import json, os, pathlib, time\np = pathlib.Path({str(path)!r})\n"
         begin += f"r = json.loads(p.read_text()) if p.exists() else {dict(WHOLE, done=False)!r}\n"
         begin += "end = lambda **more: p.write_text(json.dumps(r | more))\n"
-        return [sys.executable, "-S", "-c", begin + scripts[name]]
+        return [sys.executable, "-S", "-c", begin + scripts[name.removesuffix("-1")]]
 
     monkeypatch.setattr(bench_gpu, "_command", command)
     monkeypatch.setattr("mmdit.tools.bench_output.device_name", lambda device: "x")
@@ -95,7 +95,7 @@ def test_what_fails_leaves_the_rest(
 ) -> None:
     once = "['row'] in [[row['row']] for row in r['rows']]"
     scripted |= {
-        "attention": "raise RuntimeError('no kernels here')",
+        "train-joint": "raise RuntimeError('no kernels here')",
         "memory": f"end(done=True) if {once} else (end(under_way='row'), time.sleep(60))",  # a hang
         "fsdp": f"end(done=True) if {once} else (end(under_way='row'), os.kill(os.getpid(), 9))",  # no memory left
         "sample": "end(done=True)",
@@ -103,23 +103,24 @@ def test_what_fails_leaves_the_rest(
     words = [word for name in scripted for word in ("--part", name)]
     assert bench(tmp_path, *words, "--limit", "2") == 4
     told = capsys.readouterr()
-    assert "attention: ended by exit code 1: RuntimeError: no kernels here" in told.out
-    assert "sample: measured" in told.out and "got attention;" in told.err
+    assert "train-joint-1: ended by exit code 1: RuntimeError: no kernels here" in told.out
+    assert "sample: measured" in told.out and "got train-joint-1;" in told.err
     errors = {name: read(tmp_path / f"{name}.json")["rows"][0]["error"] for name in ("memory", "fsdp")}
     assert errors == {"memory": "no end within 2 s", "fsdp": "ended by signal 9"}
     page = (tmp_path / "gpu.md").read_text()
     assert "Not all of it: ended by exit code 1" in page and "| row | ended by signal 9 |" in page
-    assert "Not run: `train-image-2`" in page
+    assert "Not run: `attention`, `train-image-2`" in page
     # The next call measures what is not done, and nothing else.
     scripted |= dict.fromkeys(("memory", "fsdp", "sample"), "raise SystemExit('measured again')")
-    scripted["attention"] = "end(done=True, error=None)"
+    scripted["train-joint"] = "end(done=True, error=None)"
     assert bench(tmp_path, *words) == 0
 
 
 def test_a_row_that_was_stopped_from_outside_is_measured_again(tmp_path: Path, scripted: dict[str, str]) -> None:
     (tmp_path / "sample.json").write_text(json.dumps(WHOLE | {"done": False, "under_way": "row"}))
-    scripted["sample"] = "end(done=True, rows=[]) if r['under_way'] is None else exit(1)"
+    scripted["sample"] = "end(done=True) if r['under_way'] is None else exit(1)"
     assert bench(tmp_path, "--part", "sample") == 0
+    assert read(tmp_path / "sample.json")["rows"] == []  # not given up as what a process of ours ended in
 
 
 def test_a_part_goes_on_after_the_rows_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
