@@ -108,8 +108,8 @@ def _settle(device: str) -> None:
 
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-    gc.collect()
     if device != "cpu":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
