@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdit.tools.cli import Kinds, run
 
-KINDS = ("encode", "train", "load", "memory", "sample", "growth", "compare", "model")
+KINDS = ("encode", "train", "load", "memory", "sample", "growth", "compare", "model", "gpu")
 
 
 def overview() -> None:
@@ -20,6 +20,7 @@ def overview() -> None:
     sample  ways to sample faster, each with what it costs in quality
     model   whole training steps from latents, beside what else one would train with
     growth  time and memory over tokens, frames, clips and blocks, beside what is predicted
+    gpu     all that there is to know of one GPU: attention, training steps, memory, FSDP2, sampling
     compare an earlier result, measured again in its commit and in this one, in turns
 
     Example:
@@ -40,7 +41,7 @@ def _pick(words: list[str], name: str) -> tuple[Callable[..., Any], list[str], s
     kind, rest = words[0], words[1:]
     if kind not in KINDS:
         raise Refused("no such benchmark", got=repr(kind), expected=f"one of {', '.join(KINDS)}")
-    if kind in ("encode", "sample", "growth", "compare", "model"):
+    if kind in ("encode", "sample", "growth", "compare", "model", "gpu"):
         return importlib.import_module(f"mmdit.tools.bench_{kind}").main, rest, f"{name} {kind}"
     from mmdit.tools import bench_training
 

@@ -21,7 +21,7 @@ def tell(figures: Any, lines: list[str], *, as_json: bool, device: str = "cpu") 
     if as_json:
         from mmdit.tools.cli import words_given
 
-        print(json.dumps({"command": words_given(), "commit": commit(), "date": _today(), **about, "figures": figures}))
+        print(json.dumps({"command": words_given(), "commit": commit(), "date": today(), **about, "figures": figures}))
     else:
         print("\n".join([", ".join(f"{name} {value}" for name, value in about.items()), *lines]))
 
@@ -64,5 +64,6 @@ def commit() -> str | None:
     return found.stdout.strip() + ("+" if state.stdout.strip() else "")
 
 
-def _today() -> str:
+def today() -> str:
+    """The date of this result, in UTC."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmdit.models.attention import attention
-from mmdit.training.memory import DTYPES
+from mmdit.models.attention import LARGEST_FUSED_BATCH, attention
 
-PADDED = 96  # head size that fused kernels have beside 64 and 128
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+PADDED = (80, 96)  # head sizes that fused kernels may be quicker at: a multiple of 16; one that they have
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def shapes(head_dim: int, heads: int, most: int) -> Iterator[Shape]:
 
 def measure_attention(shape: Shape, precision: str, device: str, runs: int) -> list[Kernel]:
     """All kernels, in turns; a first time, at which each is compared with the plain form in float32, is left out."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     size = (shape.batch, shape.tokens, 3, shape.heads, shape.head_dim)
-    qkv = torch.randn(size, generator=generator).to(device, DTYPES[precision]).requires_grad_()
+    qkv = torch.randn(size, generator=generator, device=device, dtype=DTYPES[precision]).requires_grad_()
     few = qkv[:4].detach()
     expected = attention(*few.float().unbind(2), backend="math")
     kernels = []
@@ -114,11 +115,11 @@ def _calls(head_dim: int, device: str) -> dict[str, tuple[Callable[..., Tensor],
     def by(backend: str) -> Callable[..., Tensor]:
         return lambda q, k, v: attention(q, k, v, backend=backend)
 
-    def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        more = PADDED - head_dim
-        q, k, v = (F.pad(x.transpose(1, 2), (0, more)) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)
-        return out[..., :head_dim].transpose(1, 2)
+    def padded(to: int, *qkv: Tensor) -> Tensor:
+        parts = (F.pad(x.transpose(1, 2), (0, to - head_dim)).split(LARGEST_FUSED_BATCH) for x in qkv)
+        scale = head_dim**-0.5
+        outs = [F.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*parts, strict=True)]
+        return torch.cat(outs)[..., :head_dim].transpose(1, 2)
 
     calls: dict[str, tuple[Callable[..., Tensor], Callable[[], Any]]] = {
         "auto": (by("auto"), nullcontext), "math": (by("math"), nullcontext), "sdpa": (by("sdpa"), nullcontext),
@@ -126,10 +127,11 @@ def _calls(head_dim: int, device: str) -> dict[str, tuple[Callable[..., Tensor],
     }  # fmt: skip
     for name, backend in {
         "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH,
     }.items():  # fmt: skip
-        if name == "flash" or device != "cpu":
+        if name in ("flash", "math") or device != "cpu":
             calls[f"sdpa {name}"] = by("sdpa"), partial(sdpa_kernel, backend)
-    if head_dim < PADDED:
-        calls[f"sdpa, heads padded to {PADDED}"] = padded, nullcontext
+    for size in PADDED:
+        if head_dim < size:
+            calls[f"sdpa, heads padded to {size}"] = partial(padded, size), nullcontext
     return calls

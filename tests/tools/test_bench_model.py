@@ -8,7 +8,7 @@ import pytest
 
 from mmdit.models import model_cost
 from mmdit.tools import bench_model
-from mmdit.training import attention_speed, model_speed
+from mmdit.training import attention_speed, model_speed, speed_step, speed_ways
 from mmdit.training.model_speed import Case, measure, ways
 
 TINY = ["bench", "model", "tiny", "--runs", "1", "--leave-out", "compiled"]
@@ -48,7 +48,7 @@ def test_the_table_has_the_ways_that_are_wanted(capsys: pytest.CaptureFixture[st
 
 def test_a_step_is_counted_as_three_forward_passes_of_the_batch() -> None:
     case = Case("DiT-S/2", "space", (1, 32, 32), 4)
-    macs = model_cost(model_speed._options(case), (1, 32, 32)).macs
+    macs = model_cost(speed_ways.options(case), (1, 32, 32)).macs
     assert case.flops == 4 * macs * 2 * 3 and case.tokens == 4 * 256
 
 
@@ -66,7 +66,7 @@ def test_the_memory_is_that_of_the_way() -> None:
 
 def test_ours_and_theirs_are_of_equal_size() -> None:
     case = Case("tiny", "space", (1, 8, 8), 2)
-    trained = model_speed._Trained(case, model_speed.torch.device("cpu"))
+    trained = speed_step.Trained(case, model_speed.torch.device("cpu"))
     chosen = {way.name: way for way in ways(case, "cpu")}
     ours, theirs = (trained._weights(chosen[f"{name}, float32"]) for name in ("mmdit", "diffusers DiT"))
     sizes = [sorted(tuple(weight.shape) for weight in weights if weight.ndim == 2) for weights in (ours, theirs)]
