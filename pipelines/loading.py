@@ -77,7 +77,7 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
     elif (folder / "run" / "checkpoints").is_dir():
         raise Refused("this is not a run folder", got=folder, expected=EXPECTED, fix=f"did you mean {folder / 'run'}?")
     else:
-        got = "a file" if folder.is_file() else "a folder without any" if folder.is_dir() else "no such folder"
+        got = "a file" if folder.is_file() else "a folder without a checkpoint" if folder.is_dir() else "no such folder"
         raise Refused("nothing to generate from", where=folder, got=got, expected=EXPECTED)
     state = read_state(folder)
     origin = {"step": state["step"], "checkpoint": _sha256(folder / "manifest.json")}
@@ -129,6 +129,14 @@ def find_broadcast(source: Source, weights: str = "ema") -> Path:
 def origin_of(source: Source, weights: str = "ema") -> dict[str, Any]:
     """The origin of the pipeline that is loaded from a source."""
     return source.origin if source.state is None else {**source.origin, "weights": weights}
+
+
+def own_scheduler(source: Source) -> str:
+    """The class name of the scheduler that the pipeline of a source has when it is loaded."""
+    if source.state is None:
+        index = json.loads((source.folder / "model_index.json").read_text(encoding="utf-8"))
+        return str((index.get("scheduler") or [None, None])[1])
+    return type(_default_scheduler(read_process(source.state))).__name__
 
 
 def call_facts(source: Source, pipeline: ClipPipeline, sampler: str | None = None) -> dict[str, Any]:
@@ -205,11 +213,10 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
     transformer = load_network(folder)
     encoder = _load_encoder(base_folder(folder), state, transformer)
     process = read_process(state)
-    sampler = next(name for name in DEFAULT_SAMPLERS if name in samplers_for(process))
     return ClipPipeline(
         transformer=transformer,
         vae=load_trained_codec(state["codec"], codec).vae,
-        scheduler=make_scheduler(sampler, process),
+        scheduler=_default_scheduler(process),
         text_encoder=encoder.model if encoder else None,
         tokenizer=encoder.tokenizer if encoder else None,
         label_names=state["label_names"] or None,
@@ -219,6 +226,10 @@ def _load_checkpoint(source: Source, state: dict[str, Any], weights: str, codec:
         origin=origin_of(source, weights),
         process=describe_process(process),
     )
+
+
+def _default_scheduler(process: Process) -> Any:
+    return make_scheduler(next(name for name in DEFAULT_SAMPLERS if name in samplers_for(process)), process)
 
 
 def _load_encoder(folder: Path, state: dict[str, Any], transformer: DiT) -> TextEncoder | None:

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from mmdit.diffusion import RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
+from mmdit.pipelines.loading import Source, own_scheduler
 from mmdit.pipelines.prompt_list import read_size
-from mmdit.pipelines.request import check_sampling
+from mmdit.pipelines.request import check_sampling, pair_conditions
 
 NEEDED = (
     "frames_sha256", "batch", "seed", "index", "frames", "size", "fps", "steps", "guidance", "precision", "prompt",
@@ -30,7 +32,8 @@ def check_note(note: dict[str, Any], places: dict[str, Any], file: Path) -> None
     """
     missing = [key for key in NEEDED if key not in note]
     if missing:
-        raise Refused("the file does not say how it was made", where=file, got=f"no {', '.join(missing)}",
+        got = f"no {', '.join(missing)}" if len(missing) < len(NEEDED) else "no note of mmdit"
+        raise Refused("the file does not say how it was made", where=file, got=got,
                       expected="a file of this version's mmdit generate")  # fmt: skip
     for key, value in {**note, **places}.items():
         if key in KINDS and (not isinstance(value, KINDS[key]) or isinstance(value, bool)):
@@ -54,6 +57,19 @@ def check_note(note: dict[str, Any], places: dict[str, Any], file: Path) -> None
                        clips_each=1, batch_size=batch[0], precision=note["precision"])  # fmt: skip
     except Refused as error:
         raise Refused(f"the note of how it was made is damaged, in {file}: {error}") from None
+
+
+def check_note_fits(note: dict[str, Any], found: Source, file: Path) -> None:
+    """Refused, naming `file`, before weights are loaded: a label, a prompt, a guidance or a sampler that the source does
+    not know."""
+    prompt = note["prompt"] or ("" if found.has_text else None)
+    try:
+        conditions = pair_conditions(prompt, note["label"], labels=found.labels, has_text=found.has_text)
+        found.null_conditions.check(note["guidance"], conditions, [note["negative"]])
+        if note["sampler"] != own_scheduler(found):
+            make_scheduler(note["sampler"], found.process or RectifiedFlow())
+    except Refused as error:
+        raise Refused(f"the note of how it was made does not fit the checkpoint, in {file}: {error}") from None
 
 
 def _is_number(value: object) -> bool:

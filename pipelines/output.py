@@ -87,6 +87,23 @@ def output_format(out: Path) -> str | None:
     return suffix[1:] if suffix[1:] in FORMATS else None
 
 
+def check_own(out: Path) -> None:
+    """Refused where `out`, or FILE.json beside it, is a file that mmdit did not make: only its own are made anew."""
+    beside = out.with_name(f"{out.name}.json")
+    for path, told in ((out, read_note), (beside, _read_beside)):
+        if path.is_file() and "frames_sha256" not in told(path):
+            raise Refused("the output is there already, and mmdit did not make it", where=path,
+                          fix="name another --out, or remove it first")  # fmt: skip
+
+
+def _read_beside(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def check_writable(out: Path, *, may_hold: str | None = None) -> None:
     """Refused where a file or folder of this name cannot be made; leaves nothing behind.
 

@@ -191,6 +191,8 @@ def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> No
     if kind and call.sheet:
         raise Refused("a sheet needs a folder", got=f"--sheet for {call.out}", fix="leave it out, or name a folder")
     output.check_writable(call.out, may_hold=MANIFEST)
+    if kind:
+        output.check_own(call.out)
 
 
 def check_ways(ways: dict[str, Any], found: "Source", weights: str, source: Path) -> None:

@@ -39,7 +39,8 @@ def main(
     from mmdit.errors import OverBudget, Refused
     from mmdit.pipelines.given_files import check_not_given, find_given, read_given
     from mmdit.pipelines.loading import WEIGHTS, call_facts, check_source_size, find_source, load_pipeline
-    from mmdit.pipelines.output import check_writable, output_format, write_output
+    from mmdit.pipelines.note_checks import check_note_fits
+    from mmdit.pipelines.output import check_own, check_writable, output_format, write_output
     from mmdit.pipelines.prompt_list import read_size
     from mmdit.pipelines.request import check_choice
     from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
@@ -47,22 +48,23 @@ def main(
     from mmdit.tools.generate import _notes
 
     note, places = _read(file)
-    source = checkpoint or places.get("source")
-    if source is None:
-        raise Refused("nothing beside the file says where its checkpoint lies", where=file, fix="name it: --checkpoint")
+    source = checkpoint or _noted_source(places, file)
     out = out or file.with_name(f"{file.stem}-again{file.suffix}")
     if output_format(out) is None or out.absolute() == file.absolute():
         raise Refused("not a new file", where="--out", got=out, expected="a name that ends in .mp4, .gif, .webp, .png")
     check_writable(out)
+    check_own(out)
     paths = find_given(note, file, places.get("given_from") or {},
                        {"image": image, "last_image": last_image, "extend": extend})  # fmt: skip
     check_not_given(out, *paths.values())
     found = find_source(source)
+    check_note_fits(note, found, file)
     check_choice("weights", note.get("weights", "ema"), WEIGHTS)
     height, width = read_size(note["size"], str(file))
     check_source_size(found, frames=note["frames"], height=height, width=width, clips=note["batch"][0], codec=codec)
     given, _ = read_given(paths.get("image"), paths.get("last_image"), paths.get("extend"), clip=found.clip,
                           size=_size(note), force=True)  # fmt: skip
+    print(f"made from: {found.folder}" + ("" if checkpoint else ", as is said beside the file"))
     with _notes(), _threads(note.get("threads")):
         pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
@@ -99,6 +101,19 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     note, places = note_of(note), {key: value for key, value in beside.items() if key in PLACES}
     check_note(note, places, file)
     return note, places
+
+
+def _noted_source(places: dict[str, Any], file: Path) -> Path:
+    """The folder that what lies beside the file names: on this machine, and nothing that could be meant otherwise."""
+    from mmdit.errors import Refused
+
+    noted = places.get("source")
+    if noted is None:
+        raise Refused("nothing beside the file says where its checkpoint lies", where=file, fix="name it: --checkpoint")
+    if not Path(noted).is_absolute() or not Path(noted).is_dir():
+        raise Refused("the checkpoint that is noted beside the file is not there", where=file, got=noted,
+                      expected="the absolute path of a folder", fix="name it: --checkpoint")  # fmt: skip
+    return Path(noted)
 
 
 def _size(note: dict[str, Any]) -> tuple[int, int]:

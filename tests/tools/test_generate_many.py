@@ -190,11 +190,13 @@ def regenerate(*said: object) -> int:
 
 @pytest.mark.parametrize("name", ["0-a-red-coat.mp4", "blue/dress.gif", "still.png"])
 def test_a_file_is_made_again_pixel_for_pixel(
-    name: str, whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    name: str, run: Path, whole: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / f"again{Path(name).suffix}"
     assert regenerate(whole / name, "--out", out) == 0
-    assert capsys.readouterr().out == f"identical: {out}\n"
+    source = run / "checkpoints" / "step-0000005"
+    said = f"made from: {source}, as is said beside the file\nidentical: {out}\n"
+    assert capsys.readouterr().out == said
     assert out.read_bytes() == (whole / name).read_bytes()
 
 
@@ -224,7 +226,7 @@ def test_a_file_of_a_large_batch_is_made_again(
 
     monkeypatch.setattr(wishes, "make_frames", counted)
     assert regenerate(tmp_path / "out" / "1-a-blue-dress.webp") == 0
-    assert capsys.readouterr().out.startswith("identical: ")
+    assert "\nidentical: " in capsys.readouterr().out
     assert sizes == [3]
     assert (tmp_path / "out" / "1-a-blue-dress-again.webp").is_file()
 
@@ -267,7 +269,8 @@ def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.C
         ("batch", [10**9, 0]), ("batch", [1, 1]), ("size", 5), ("fps", 0), ("steps", 0), ("seed", "x"),
         ("threads", 10**9),
         ("given", {"image": {"file": "../a.png", "sha256": "0"}}), ("faster", {"broadcast": {"every": 3}}),
-        ("guidance_interval", 5), ("weights", "best"), ("source", 5),
+        ("guidance_interval", 5), ("weights", "best"), ("source", 5), ("source", "owner/model"), ("source", "~"),
+        ("source", "file:///tmp"), ("label", "shoe"), ("sampler", "eular"), ("sampler", "ddpm"), ("guidance", "3"),
         ("size", "16000000x32"),
     ],
 )  # fmt: skip
@@ -288,6 +291,43 @@ def test_a_hostile_note_is_refused_before_a_model_is_loaded(
         (tmp_path / "a.png.json").write_text(broken)
         assert regenerate(tmp_path / "a.png") == 2
         assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_note_names_no_folder_by_halves(run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """What lies beside a file may have come with it: a name that this folder gives a meaning to is not followed."""
+    tiny.write_run(tmp_path / "owner" / "model")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes((whole / "still.png").read_bytes())
+    (tmp_path / "a.png.json").write_text(json.dumps({"source": "owner/model"}))
+    assert regenerate("a.png") == 2
+    assert "got owner/model, expected the absolute path of a folder; name it: --checkpoint" in capsys.readouterr().err
+    assert regenerate("a.png", "--checkpoint", "owner/model") == 0
+    assert capsys.readouterr().out.startswith("made from: owner/model/checkpoints/step-0000005\nidentical: ")
+
+
+def test_what_mmdit_did_not_make_is_not_overwritten(
+    run: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def left_alone(path: Path, *said: object) -> None:
+        before = path.read_bytes()
+        assert exit_code(*map(str, said)) == 2
+        assert f"mmdit did not make it, in {path}; name another --out, or remove it" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+    words = ("generate", run, "--prompt", "red", "--frames", 1, "--steps", 1, "--size", "16x32", "--out")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "letter.mp4").write_text("not a video")
+    (tmp_path / "new.png.json").write_text('{"theirs": 1}')
+    (tmp_path / "other.png.json").write_text("not json")
+    left_alone(tmp_path / "photo.png", *words, tmp_path / "photo.png")
+    left_alone(tmp_path / "letter.mp4", *words, tmp_path / "letter.mp4")
+    left_alone(tmp_path / "new.png.json", *words, tmp_path / "new.png")
+    left_alone(tmp_path / "other.png.json", *words, tmp_path / "other.png")
+    left_alone(tmp_path / "photo.png", "regenerate", whole / "still.png", "--out", tmp_path / "photo.png")
+    for seed in (0, 1):  # its own is made anew
+        assert exit_code(*words, tmp_path / "own.png", "--seed", seed) == 0
+        assert read_note(tmp_path / "own.png")["seed"] == seed
 
 
 def test_the_hash_is_of_shape_and_values() -> None:
