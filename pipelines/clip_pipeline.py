@@ -28,7 +28,7 @@ from mmdit.pipelines.request import (
     check_size,
     pair_conditions,
 )
-from mmdit.pipelines.step_end import TENSORS, plan_step_end
+from mmdit.pipelines.step_end import TENSORS, check_callable, plan_step_end
 
 
 class ClipPipeline(MakesClips, DiffusionPipeline):
@@ -211,6 +211,7 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
             steps=num_inference_steps, guidance=guidance, image_guidance=image_guidance_scale,
             batch_size=batch_size, precision=precision, output_type=output_type,
         )  # fmt: skip
+        check_callable("progress", progress)
         step_end = plan_step_end(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.interrupt = False
         frames = self._make(plan, step_end, progress)

@@ -15,6 +15,7 @@ from mmdit.models.caching import Broadcast, Cache, FirstBlockCache
 from mmdit.pipelines.broadcast_file import BROADCAST, copy_broadcast, missing_broadcast, read_broadcast
 
 FIRST_BLOCK = 0.1
+USABLE = {"broadcast", "first_block", "compile"}
 WAYS = ("broadcast", "first-block", "compile")
 KNOWN_WAYS = f"broadcast, first-block, first-block=THRESHOLD ({FIRST_BLOCK}) or compile"
 log = logging.getLogger("mmdit")
@@ -103,7 +104,11 @@ class FasterSampling:
 
         Raises Refused as the `enable_...` that each stands for.
         """
-        ways = ways or {}
+        ways = {} if ways is None else ways
+        known = isinstance(ways, Mapping) and set(ways) <= USABLE
+        if not known:
+            raise Refused("no such way to sample faster", got=repr(ways)[:60],
+                          expected=f"a dict with keys of {', '.join(sorted(USABLE))}")  # fmt: skip
         if ways.get("compile"):
             self.enable_compile()
         if "broadcast" in ways:

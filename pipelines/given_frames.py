@@ -164,7 +164,8 @@ def _check_trained(mask: Tensor, patch: int, trained: Sequence[str] | None, forc
 def check_guided(scale: float, *, given: bool) -> None:
     """Refused for an image guidance scale that is no number of 0 or more, or that has no frames to act on."""
     if not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-        raise Refused("the image guidance scale is out of range", got=scale, expected="0 or more (1 is without)")
+        raise Refused("the image guidance scale is out of range", got=repr(scale),
+                      expected="a number of 0 or more (1 is without)")  # fmt: skip
     if scale != 1 and not given:
         raise Refused("image guidance without given frames", got=scale, fix="give an image, a clip or latents")
 

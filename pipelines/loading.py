@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ def find_source(path: str | Path, *, fallback: bool = False) -> Source:
     Raises:
         Refused: there is nothing to generate from, or it is damaged.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise Refused("not a path", got=type(path).__name__, expected=EXPECTED)
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         return _pipeline_source(folder)

@@ -16,6 +16,12 @@ class SavesMemory:
         """The vae with its normalisation, its frame rule, and tiling where it is enabled."""
         return Codec(self.vae, tiling=bool(getattr(self.vae, "use_tiling", False)))
 
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Refused: the attention of this network comes in no slices."""
+        if slice_size is not None:  # diffusers' way to disable it
+            raise Refused("this network's attention comes in no slices", where="enable_attention_slicing",
+                          fix="make smaller batches (batch_size), or enable_vae_slicing()")  # fmt: skip
+
     def enable_vae_tiling(self) -> None:
         """Large pictures are encoded and decoded in tiles that overlap. Refused for a vae that cannot do it."""
         Codec(self.vae, tiling=True)

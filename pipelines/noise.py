@@ -54,7 +54,11 @@ def plan_draws(
     places = place_clips(seed, first_index, clips)
     if generator is None:
         return Draws(places)
-    own = [generator] * clips if isinstance(generator, torch.Generator) else list(generator)
+    own = list(generator) if isinstance(generator, list | tuple) else [generator] * clips
+    for one in own:
+        if not isinstance(one, torch.Generator):
+            raise Refused("not a generator", got=type(one).__name__, expected="a torch.Generator, or a list of them",
+                          fix="say a number as seed")  # fmt: skip
     if len(own) != clips:
         raise Refused("not one generator a clip", got=f"{len(own)} generators", expected=f"{clips}")
     return Draws(places, own)

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmdit.diffusion import RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
+from mmdit.pipelines.faster import USABLE
 from mmdit.pipelines.loading import Source, own_scheduler
 from mmdit.pipelines.prompt_list import read_size
 from mmdit.pipelines.request import check_sampling, pair_conditions
@@ -60,8 +61,8 @@ def check_note(note: dict[str, Any], places: dict[str, Any], file: Path) -> None
 
 
 def check_note_fits(note: dict[str, Any], found: Source, file: Path) -> None:
-    """Refused, naming `file`, before weights are loaded: a label, a prompt, a guidance or a sampler that the source does
-    not know."""
+    """Refused, naming `file`, before weights are loaded: a label, a prompt, a guidance or a sampler that the source
+    does not know."""
     prompt = note["prompt"] or ("" if found.has_text else None)
     try:
         conditions = pair_conditions(prompt, note["label"], labels=found.labels, has_text=found.has_text)
@@ -87,6 +88,8 @@ def _is_given(about: object) -> bool:
 
 def _is_faster(faster: dict[str, Any]) -> bool:
     how = faster.get("broadcast", {"every": {}, "interval": [0, 0]})
+    if not set(faster) <= USABLE:
+        return False
     whole = isinstance(how, dict) and isinstance(how.get("every"), dict) and isinstance(how.get("interval"), list)
     return whole and all(map(_is_number, [*how["every"].values(), *how["interval"], faster.get("first_block", 0)]))
 

@@ -1,7 +1,8 @@
 """What a user asks for, checked before any work: conditions, numbers, sizes."""
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,8 @@ def check_sampling(
     if steps > MAX_STEPS:
         raise Refused("the number of steps is out of range", got=steps, expected=f"1 to {MAX_STEPS}")
     if not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
-        raise Refused("the guidance scale is out of range", got=guidance, expected="0 or more (1 is without guidance)")
+        raise Refused("the guidance scale is out of range", got=repr(guidance),
+                      expected="a number of 0 or more (1 is without guidance)")  # fmt: skip
     check_choice("precision", precision, PRECISIONS)
 
 
@@ -102,14 +104,31 @@ def check_negatives(negative: str | Sequence[str] | None, prompts: int, *, has_t
 
 def place_clips(seed: int | Sequence[int], first_index: int | Sequence[int], clips: int) -> list[tuple[int, int]]:
     """The (seed, index) that each clip's noise is drawn from; Refused for another number of them than clips."""
-    seeds = [seed] * clips if isinstance(seed, int) else list(seed)
-    indices = range(first_index, first_index + clips) if isinstance(first_index, int) else list(first_index)
-    for name, values in (("seed", seeds), ("first index", indices)):
-        if len(values) != clips:
-            raise Refused(f"not one {name} a clip", got=len(values), expected=f"1 or {clips}")
-        for value in values:
-            _check_count(name, value, 0)
-    return list(zip(seeds, indices, strict=True))
+    seeds = _one_each("seed", seed, clips, step=0)
+    return list(zip(seeds, _one_each("first index", first_index, clips, step=1), strict=True))
+
+
+def _one_each(name: str, value: object, clips: int, step: int) -> list[int]:
+    """A whole number for each clip: of as many, or of the first clip's and what it grows by from clip to clip."""
+    first = _as_int(value)
+    if type(first) is int:
+        values = [first + step * i for i in range(clips)]
+    else:
+        many = isinstance(value, Iterable) and not isinstance(value, str)
+        values = [_as_int(one) for one in value] if many else [value] * clips  # type: ignore[attr-defined]
+    if len(values) != clips:
+        raise Refused(f"not one {name} a clip", got=len(values), expected=f"1 or {clips}")
+    for one in values:
+        _check_count(name, one, 0)
+    return values
+
+
+def _as_int(value: Any) -> Any:
+    """Whole numbers of numpy and torch as Python's own, which go into files; what is none as it is."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -12,6 +12,12 @@ from mmdit.errors import Refused, Stopped
 TENSORS = ("latents",)  # that a callback may see and change
 
 
+def check_callable(name: str, callback: object) -> None:
+    """Refused for what cannot be called, and is not None."""
+    if callback is not None and not callable(callback):
+        raise Refused("the callback cannot be called", where=name, got=type(callback).__name__)
+
+
 def plan_step_end(
     pipeline: Any, callback: Callable[..., Any] | None, tensors: Sequence[str] | None
 ) -> Callable[[Step], None]:
@@ -24,8 +30,7 @@ def plan_step_end(
         Refused: no callable, or tensors other than `TENSORS`.
         Stopped: meanwhile, for a callback that gives back what are no such latents.
     """
-    if callback is not None and not callable(callback):
-        raise Refused("the callback cannot be called", where="callback_on_step_end", got=type(callback).__name__)
+    check_callable("callback_on_step_end", callback)
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         tensors = callback.tensor_inputs
     for name in tensors or ():

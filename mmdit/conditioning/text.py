@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,10 +170,12 @@ class TextEncoder(nn.Module):
         return rows, lengths, _unknown(self.tokenizer, prompts, encoded)
 
 
-def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list; raises Refused, naming the prompt, for what is not text that can be read."""
-    if isinstance(prompts, str):
-        prompts = [prompts]
+def check_prompts(prompts: Iterable[str]) -> list[str]:
+    """The prompts as a list, of a single one too; raises Refused, naming the prompt, for what is not text that can be
+    read, and for what has no order."""
+    if isinstance(prompts, bytes | Mapping | Set) or not isinstance(prompts, Iterable):
+        raise Refused("not a prompt", got=type(prompts).__name__, expected="text, or a list of texts")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for position, prompt in enumerate(prompts):
         where = f"prompt {position + 1} of {len(prompts)}"
         if not isinstance(prompt, str):
@@ -184,7 +186,7 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
             prompt.encode()
         except UnicodeEncodeError:
             raise Refused("a prompt is not valid Unicode", where=where, got=_shortened(prompt)) from None
-    return list(prompts)
+    return prompts
 
 
 def load_text_encoder(

@@ -56,14 +56,18 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
             raise Refused("no channels to guide", got=self.channels, expected="1 or more")
-        if self.interval is not None and not self.interval[0] <= self.interval[1]:
-            raise Refused("the interval of guidance is empty", got=self.interval, expected="(lowest, highest) timestep")
+        if self.interval is not None:
+            _check_interval(self.interval)
         if not 0 <= self.rescale <= 1:
             raise Refused("the rescaling of guidance is out of range", got=self.rescale, expected="0 to 1")
-        if self.projection is not None and self.projection.radius is not None and not self.projection.radius > 0:
-            raise Refused(
-                "the radius of projected guidance is out of range", got=self.projection.radius, expected="> 0"
-            )
+
+
+def _check_interval(interval: object) -> None:
+    expected = "(lowest, highest) timestep"
+    if not isinstance(interval, tuple | list) or [isinstance(end, int | float) for end in interval] != [True, True]:
+        raise Refused("not an interval of guidance", got=repr(interval)[:60], expected=expected)
+    if not interval[0] <= interval[1]:
+        raise Refused("the interval of guidance is empty", got=interval, expected=expected)
 
 
 def guided(predict_both: Predict, predict: Predict, guidance: float | Guidance, process: Any = None) -> Predict:

@@ -40,7 +40,7 @@ def make_scheduler(name: str, process: Process) -> Any:
         Refused: for an unknown sampler, or one that the process has no use for; it lists those that fit.
     """
     fits = samplers_for(process)
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise Refused("unknown sampler", got=repr(name), expected=" or ".join(fits))
     if name not in fits:
         what = f"{type(process).__name__} predicting {process.prediction}"

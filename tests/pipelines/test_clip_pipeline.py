@@ -136,6 +136,13 @@ def test_images_and_other_sizes(pipeline: ClipPipeline) -> None:
     assert pipeline(**ask, num_frames=7, height=24, width=16).frames.shape == (1, 3, 7, 24, 16)
 
 
+def test_numbers_and_texts_of_numpy_are_numbers_and_texts(pipeline: ClipPipeline) -> None:
+    plain = pipeline(["red", "blue"], seed=[3, 4], first_index=2, num_inference_steps=1).frames
+    other = pipeline(np.array(["red", "blue"]), seed=np.array([3, 4]), first_index=np.int64(2), num_inference_steps=1)
+    np.testing.assert_array_equal(plain, other.frames)
+    assert type(plan_draws(np.int64(3), 0, None, 2).places[1][0]) is int
+
+
 def test_several_clips_a_prompt_stand_side_by_side(pipeline: ClipPipeline) -> None:
     ask: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
     several = pipeline(["red", "blue"], ["coat", "dress"], num_clips_per_prompt=2, **ask).frames
@@ -188,6 +195,8 @@ def test_a_sampler_that_is_not_for_flow_is_refused(pipeline: ClipPipeline) -> No
     for name in ("ddpm", "nonsense"):
         with pytest.raises(Refused, match=name):
             pipeline.use_sampler(name)
+    with pytest.raises(Refused, match="unknown sampler"):
+        pipeline.use_sampler(["euler"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("labels", "text"), [(True, False), (False, True), (False, False)])
@@ -206,6 +215,11 @@ def test_networks_with_fewer_conditions(labels: bool, text: bool) -> None:
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a\0b"}, "NUL"),
     ({"prompt": ["red", 3]}, "prompt 2 of 2"),
+    ({"prompt": 5}, "not a prompt, got int, expected text, or a list of texts"),
+    ({"prompt": {"red"}}, "not a prompt, got set"),
+    ({"prompt": {"red": 1}}, "not a prompt, got dict"),
+    ({"prompt": b"red"}, "not a prompt, got bytes"),
+    ({"prompt": "red", "negative_prompt": 5}, "not a prompt, got int"),
     ({"label": "cot"}, "did you mean 'coat'"),
     ({"label": ["coat", "zzz"]}, "'zzz'"),
     ({"label": 3}, "0 to 2"),
@@ -217,11 +231,24 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({}, "nothing to generate from"),
     ({"prompt": "red", "num_inference_steps": 0}, "steps"),
     ({"prompt": "red", "num_inference_steps": 2.5}, "steps"),
+    ({"prompt": "red", "num_inference_steps": "12"}, "steps is out of range, got '12', expected a whole number"),
     ({"prompt": "red", "guidance_scale": -0.1}, "guidance"),
+    ({"prompt": "red", "guidance_scale": "2"}, "guidance scale is out of range, got '2', expected a number"),
+    ({"prompt": "red", "image_guidance_scale": "2"}, "got '2', expected a number"),
+    ({"prompt": "red", "guidance_interval": 5}, "not an interval of guidance, got 5, expected (lowest, highest)"),
+    ({"prompt": "red", "guidance_interval": "200-900"}, "not an interval of guidance, got '200-900'"),
+    ({"prompt": "red", "guidance_interval": (1, 2, 3)}, "not an interval of guidance"),
+    ({"prompt": "red", "guidance_interval": ("a", "b")}, "not an interval of guidance"),
     ({"prompt": "red", "guidance_scale": float("nan")}, "guidance"),
     ({"prompt": "red", "guidance_scale": float("inf")}, "guidance"),
     ({"prompt": "red", "seed": -1}, "seed"),
+    ({"prompt": "red", "seed": None}, "seed is out of range, got None, expected a whole number of 0 or more"),
+    ({"prompt": "red", "seed": 1.5}, "seed is out of range, got 1.5"),
+    ({"prompt": "red", "seed": "12"}, "seed is out of range, got '12'"),
+    ({"prompt": "red", "seed": True}, "seed is out of range, got True"),
+    ({"prompt": "red", "seed": [1.0]}, "seed is out of range, got 1.0"),
     ({"prompt": "red", "first_index": -1}, "first index"),
+    ({"prompt": "red", "first_index": None}, "first index is out of range, got None"),
     ({"prompt": "red", "batch_size": 0}, "batch size"),
     ({"prompt": "red", "num_clips_per_prompt": 0}, "clips a prompt"),
     ({"prompt": "red", "num_clips_per_prompt": 10**6}, "too much for one call"),
@@ -234,6 +261,9 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "red", "output_type": "mp4"}, "output type"),
     ({"prompt": "red", "precision": "float16"}, "precision"),
     ({"prompt": "red", "generator": [torch.Generator()] * 2}, "2 generators, expected 1"),
+    ({"prompt": "red", "generator": 5}, "not a generator, got int, expected a torch.Generator, or a list of them; say"),
+    ({"prompt": "red", "generator": ["x"]}, "not a generator, got str"),
+    ({"prompt": "red", "progress": 5}, "the callback cannot be called, in progress, got int"),
 ]
 
 

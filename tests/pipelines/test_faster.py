@@ -221,6 +221,9 @@ def test_what_cannot_be_is_refused() -> None:
     for threshold in (-0.1, float("nan"), float("inf")):
         with pytest.raises(Refused, match="threshold of the first-block cache is out of range"):
             pipeline.enable_first_block_cache(threshold)
+    for ways in (5, ["compile"], {"first-block": 0.2}):
+        with pytest.raises(Refused, match="no such way to sample faster.* keys of broadcast, compile, first_block"):
+            pipeline.use_faster(ways)  # type: ignore[arg-type]
     with pytest.raises(Refused, match=r"no such attention.*'spice'"):
         Broadcast({"spice": 2})
     with pytest.raises(Refused, match=r"steps of time attention.*got 0"):

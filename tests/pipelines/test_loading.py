@@ -127,7 +127,7 @@ def test_a_run_without_text(tmp_path: Path) -> None:
 def test_what_is_none_of_these_is_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     files.write_text(tmp_path / "file", "x")
-    for path, said in (("none", "no such folder"), ("empty", "a folder without any"), ("file", "a file")):
+    for path, said in (("none", "no such folder"), ("empty", "a folder without a checkpoint"), ("file", "a file")):
         with pytest.raises(Refused, match=said):
             load_pipeline(tmp_path / path)
     (tmp_path / "demo").mkdir()

@@ -54,6 +54,13 @@ def test_a_vae_that_can_do_neither_is_refused() -> None:
         pipeline.enable_vae_slicing()
 
 
+def test_attention_in_slices_is_refused_and_not_passed_over() -> None:
+    pipeline = tiny.make_pipeline()
+    with pytest.raises(Refused, match="in enable_attention_slicing; make smaller batches"):
+        pipeline.enable_attention_slicing()
+    pipeline.disable_attention_slicing()
+
+
 def test_models_take_turns_on_the_device_and_make_the_same_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is the CPU here too: what is seen is the order in which the models are brought and taken away."""
     pipeline = tiny.make_pipeline()
