@@ -121,8 +121,9 @@ def parse_config(kind: type[C], values: dict[str, Any], *, where: str) -> C:
                 "a config key is missing", where=where, expected=key, fix=f"set it in the recipe, or say {key}=VALUE"
             ) from None
         raise Refused(
-            f"config key {key} does not fit", where=where, got=repr(problem["input"])[:100], expected=problem["msg"]
-        ) from None
+            f"config key {key} does not fit", where=where, got=repr(problem["input"])[:100],
+            expected=problem["msg"].removeprefix("Input should be "),
+        ) from None  # fmt: skip
 
 
 def dump_config(config: Config) -> str:
@@ -140,7 +141,9 @@ def find_recipe(source: str | Path) -> Path:
     if named.is_file() and path.parent.as_posix() in (".", "configs"):
         return named
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
-    raise Refused("no such recipe", got=source, expected=f"a YAML file, or one of the shipped {', '.join(names)}")
+    near = difflib.get_close_matches(named.stem, names, n=1, cutoff=0.7)
+    raise Refused("no such recipe", got=source, expected=f"a YAML file, or one of the shipped {', '.join(names)}",
+                  fix=f"did you mean {near[0]}?" if near else None)  # fmt: skip
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -38,6 +38,11 @@ def load_folder(folder: Path, spacing: int = SPACING) -> DiT:
     if (folder / lora.FILE).is_file():
         return lora.load_network(folder)
     folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if not (folder / "config.json").is_file():
+        fix = "of a run, name a checkpoint: RUN/checkpoints/step-N" if (folder / "checkpoints").is_dir() else None
+        raise Refused("this is no diffusers folder", where=folder, got="no config.json",
+                      expected="a network's folder, or a pipeline's or a checkpoint's with transformer/ in it",
+                      fix=fix)  # fmt: skip
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8"))["_class_name"]
         if kind == "DiT":

@@ -35,7 +35,7 @@ def test_values_defaults_and_overrides(recipe: Path) -> None:
         ("data.bath_size=4", r"did you mean data\.batch_size\?"),
         ("optimizer.muon_rl=1", r"did you mean optimizer\.muon_lr\?"),
         ("conditions.text.widht=3", r"did you mean conditions\.text\.width\?"),
-        ("steps=none", "config key steps does not fit"),
+        ("steps=none", "config key steps does not fit, in .*, got 'none', expected a valid integer"),
         ("data.batch_size=0", "config key data.batch_size does not fit.*greater than or equal to 1"),
         ("model.layout=spacetime", "config key model.layout does not fit.*'space'"),
         ("steps", "not an override.*key.sub=value"),
@@ -58,6 +58,8 @@ def test_a_missing_key_and_files_that_are_no_recipe(tmp_path: Path, recipe: Path
             load_config(RunConfig, recipe)
     with pytest.raises(Refused, match="no such recipe, got nothing.yaml.*demo_fashion"):
         load_config(RunConfig, "nothing.yaml")
+    with pytest.raises(Refused, match=r"; did you mean demo_fashion\?$"):
+        load_config(RunConfig, "demo_fashon")
 
 
 def test_shipped_recipes_go_by_name() -> None:

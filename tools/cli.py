@@ -141,9 +141,13 @@ def call(function: Callable[..., Any] | Kinds, name: str, words: list[str], pref
         # Usage errors alone have this method; their class has no public name in every version of typer.
         if not hasattr(error, "format_message"):
             raise
-        message = error.format_message().strip().rstrip(".")
+        message = error.format_message().strip().rstrip(".").replace(" (Possible options: --help)", "")
+        fix = f"see '{prefix}{name} --help'"
+        option = getattr(error, "option_name", "")
+        if any(parameter.name == "overrides" for parameter in command.params) and option.startswith("--"):
+            fix = f"keys are said without dashes, as {option[2:].replace('-', '_')}=VALUE; {fix}"
         raise Refused(
-            message[:1].lower() + message[1:], got=_given(error), fix=f"see '{prefix}{name} --help'"
+            message[:1].lower() + message[1:].replace(": Input should be", ": it should be"), got=_given(error), fix=fix
         ) from None
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -253,7 +254,8 @@ def _say_where_to_look(out: Path) -> None:
     print(
         f"look at {out / 'report.html'} (the clips are in {out / 'generated'}, the figures in {out / 'summary.json'})"
     )
-    print(f'next: mmdit generate {out / "run"} --prompt "a striped red coat, seen turning round" --out coat.mp4')
+    run_folder = shlex.quote(str(out / "run"))
+    print(f'next: mmdit generate {run_folder} --prompt "a striped red coat, seen turning round" --out coat.mp4')
 
 
 if __name__ == "__main__":

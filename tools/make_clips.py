@@ -1,6 +1,7 @@
 """`mmdit make-clips`: draws the made fashion clips into a folder."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def main(
     for clip in clips[:3]:
         print(f"  {out / clip.path}  {clip.caption}")
     print(f"captions, labels and splits are in {out / 'captions.csv'}")
-    print(f"next: mmdit encode {out} --out STORE")
+    print(f"next: mmdit encode {shlex.quote(str(out))} --out STORE")
 
 
 def _cores() -> int:

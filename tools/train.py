@@ -1,6 +1,7 @@
 """`mmdit train`: trains a network from a recipe."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,7 @@ def main(
         return
     print(f"trained: {checkpoint}")
     print(f"report: {folder / 'report.html'}")
-    print(f'next: mmdit generate {folder} --prompt "..." --out clip.mp4')
+    print(f'next: mmdit generate {shlex.quote(str(folder))} --prompt "..." --out clip.mp4')
 
 
 if __name__ == "__main__":

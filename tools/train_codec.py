@@ -1,5 +1,6 @@
 """`mmdit train-codec`: trains a small video codec from a recipe, and measures it."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def main(
     files.write_text(target / "README.md", codec_card(recipe, load_codec(target), figures, name=name, command=command))
     print(json.dumps(figures, indent=2))
     print(f"the codec is in {target}")
-    print(f"next: mmdit encode FOLDER --codec {target} --out STORE")
+    print(f"next: mmdit encode FOLDER --codec {shlex.quote(str(target))} --out STORE")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,14 @@ def test_every_verb_is_a_program_too(name: str) -> None:
     assert "run(main)" in source.partition('if __name__ == "__main__":\n')[2]
 
 
+def test_a_key_said_as_an_option_is_told_how_to_say_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending("train", "demo_fashion", "--ema-decay", "0.9") == 2
+    said = "no such option: --ema-decay; keys are said without dashes, as ema_decay=VALUE; see 'mmdit train"
+    assert said in capsys.readouterr().err
+    assert ending("make-clips", "clips", "--ema-decay", "0.9") == 2
+    assert "without dashes" not in capsys.readouterr().err
+
+
 def test_the_nearest_verb_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert ending("make_clip") == 2
     assert capsys.readouterr().err == "mmdit: no such verb: 'make_clip'; did you mean 'mmdit make-clips'?\n"
@@ -137,7 +145,7 @@ def test_the_nearest_verb_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         ("6", 4, "stopped by Ctrl-C"),
         ("7", 4, "stopped by an unexpected OSError: [Errno 28] No space left on device: 'store/part'; --debug shows"),
         ("10", 4, "stopped by an unexpected ValueError: no message; --debug shows the traceback"),
-        ("nine", 2, "invalid value for '--frames': Input should be a valid integer"),
+        ("nine", 2, "invalid value for '--frames': it should be a valid integer"),
     ],
 )
 def test_an_error_is_one_line_and_a_code(frames: str, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,18 +245,21 @@ def test_wrong_words_are_refused(
 def test_what_is_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.bin").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     for source, line in [
         ("none.pt", "no such file"),
         ("weights.bin", "ends in '.bin'"),
         ("folder", "this is no diffusers folder"),
+        ("run", "got no config.json, expected a network's folder, or a pipeline's or a checkpoint's with transformer/"),
+        ("run", "of a run, name a checkpoint: RUN/checkpoints/step-N"),
         ("other", "got UNet2DModel, expected DiT or DiTTransformer2DModel"),
     ]:
         assert exit_code("convert", tmp_path / source, tmp_path / "out") == 2
         said = capsys.readouterr().err
         assert line in said and said.count("\n") == 1
-    no_remains(tmp_path, "weights.bin", "folder", "other")
+    no_remains(tmp_path, "weights.bin", "folder", "run", "other")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

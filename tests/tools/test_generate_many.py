@@ -270,7 +270,8 @@ def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.C
         ("threads", 10**9),
         ("given", {"image": {"file": "../a.png", "sha256": "0"}}), ("faster", {"broadcast": {"every": 3}}),
         ("guidance_interval", 5), ("weights", "best"), ("source", 5), ("source", "owner/model"), ("source", "~"),
-        ("source", "file:///tmp"), ("label", "shoe"), ("sampler", "eular"), ("faster", {"magic": 1}), ("sampler", "ddpm"), ("guidance", "3"),
+        ("source", "file:///tmp"), ("label", "shoe"), ("sampler", "eular"), ("faster", {"magic": 1}),
+        ("sampler", "ddpm"), ("guidance", "3"),
         ("size", "16000000x32"),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ def test_makes_clips_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (code, err) == (0, "")
     assert "9 clips of 3 frames, 32x32: 7 train, 1 validation, 1 held_out" in out
     assert str(tmp_path / "a b" / "captions.csv") in out
+    assert f"next: mmdit encode '{tmp_path / 'a b'}' --out STORE" in out  # can be pasted
     assert len(list((tmp_path / "a b/clips").glob("*.mp4"))) == 9
     code, out, _ = call(capsys, *words)
     assert code == 0
