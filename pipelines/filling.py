@@ -12,11 +12,12 @@ from PIL import Image
 from mmdit import files
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.clip_pipeline import ClipPipeline
-from mmdit.pipelines.loading import Source, check_source_size
+from mmdit.pipelines.loading import Source
 from mmdit.pipelines.manifest import Row, check_folder, write_manifest
 from mmdit.pipelines.output import output_format, read_frames, read_note
 from mmdit.pipelines.process_group import Group
 from mmdit.pipelines.prompt_list import Entry
+from mmdit.pipelines.source_sizes import check_source_size
 from mmdit.pipelines.wishes import Sampling, Wish, batches, grant, wish_note
 from mmdit.report.sheet import contact_sheet
 from mmdit.training.processes import until_sigterm

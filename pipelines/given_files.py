@@ -12,7 +12,8 @@ from mmdit.clips.probe import Probed, ProbeRequest
 from mmdit.clips.reader import ClipReader
 from mmdit.errors import Refused
 from mmdit.pipelines.given_frames import GivenFrames, plan_held
-from mmdit.pipelines.loading import Source, source_rules
+from mmdit.pipelines.loading import Source
+from mmdit.pipelines.source_sizes import source_rules
 from mmdit.pipelines.windows import plan_windows
 
 SMALLEST = 8  # pixels a side; of a smaller picture nothing can be seen

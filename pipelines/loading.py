@@ -22,7 +22,7 @@ from mmdit.pipelines.broadcast_file import broadcast_path
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.defaults import SamplingDefaults, read_defaults
 from mmdit.pipelines.null_conditions import NullConditions
-from mmdit.pipelines.request import check_choice, check_image_network, check_size
+from mmdit.pipelines.request import check_choice
 from mmdit.training.build import describe_process, read_process
 from mmdit.training.checkpoint import find_checkpoint, read_state, verify_checkpoint
 from mmdit.training.lora import base_folder, load_network
@@ -153,32 +153,6 @@ def call_facts(source: Source, pipeline: ClipPipeline, sampler: str | None = Non
         "sampler": sampler or type(pipeline.scheduler).__name__,
         "faster": pipeline.faster,
     }
-
-
-def check_source_size(
-    source: Source, *, frames: int | None, height: int | None, width: int | None, clips: int, codec: str | None = None
-) -> tuple[int, int, int] | None:
-    """(frames, height, width) of clips of this size, None for those of the training clips, before weights are loaded.
-
-    Returns None for a pipeline folder that does not say what it was trained on. Raises Refused, naming the nearest
-    size, for what the model cannot make.
-    """
-    if source.clip is None:
-        return None
-    network, rules = source_rules(source, codec)
-    default = source.clip["frames"], *source.clip["size"]
-    size = tuple(d if asked is None else asked for d, asked in zip(default, (frames, height, width), strict=True))
-    check_image_network(network, frames)
-    check_size(rules, network["patch_size"], frames=size[0], height=size[1], width=size[2], clips=clips)
-    return size[0], size[1], size[2]
-
-
-def source_rules(source: Source, codec: str | None = None) -> tuple[dict[str, Any], Codec]:
-    """The network's config, and the codec without weights, which knows sizes."""
-    base = base_folder(source.folder)
-    network = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
-    name = codec or (source.folder if source.state is None else source.state["codec"]["name"])
-    return network, load_codec(name, device="meta")
 
 
 def _pipeline_source(folder: Path) -> Source:

@@ -88,7 +88,12 @@ def output_format(out: Path) -> str | None:
 
 
 def check_own(out: Path) -> None:
-    """Refused where `out`, or FILE.json beside it, is a file that mmdit did not make: only its own are made anew."""
+    """Refused where `out`, or FILE.json beside it, is a file that mmdit did not make: only its own are made anew.
+
+    For folders, `check_writable` and the manifest say it.
+    """
+    if output_format(out) is None:
+        return
     beside = out.with_name(f"{out.name}.json")
     for path, told in ((out, read_note), (beside, _read_beside)):
         if path.is_file() and "frames_sha256" not in told(path):

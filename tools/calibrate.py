@@ -44,8 +44,7 @@ def main(
     from mmdit.pipelines.output import check_writable
     from mmdit.pipelines.request import check_choice, check_sampling
     from mmdit.tools.clip_options import device_of
-    from mmdit.tools.generate import _notes
-    from mmdit.tools.progress import progress_line
+    from mmdit.tools.progress import notes, progress_line
 
     found = find_source(source, fallback=fallback)
     call = _call(found, prompts, prompt, label)
@@ -57,7 +56,7 @@ def main(
         make_scheduler(sampler, found.process or RectifiedFlow())
     path = find_broadcast(found, weights)
     check_writable(path)
-    with _notes(), progress_line("calibrate", "tries") as advance:
+    with notes(), progress_line("calibrate", "tries") as advance:
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
         if sampler is not None:

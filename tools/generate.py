@@ -1,10 +1,8 @@
 """`mmdit generate`: clips and images from a prompt, a label, or both."""
 
-import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,12 +85,13 @@ def main(
     from mmdit.pipelines.filling import Call, fill, plan
     from mmdit.pipelines.given_files import check_given, check_not_given, places_of, read_given
     from mmdit.pipelines.loading import WEIGHTS, call_facts, find_source, load_pipeline
+    from mmdit.pipelines.output import check_own
     from mmdit.pipelines.process_group import process_group
     from mmdit.pipelines.prompt_list import read_size
     from mmdit.pipelines.request import check_choice, check_sampling
     from mmdit.pipelines.wishes import Sampling
     from mmdit.tools.clip_options import device_of
-    from mmdit.tools.progress import progress_line
+    from mmdit.tools.progress import notes, progress_line
 
     # Everything that can be refused without a model is refused before one is loaded.
     found = find_source(source, fallback=fallback)
@@ -110,12 +109,13 @@ def main(
     call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
     _check(call, found, sampler, len(entries) * count)
     check_not_given(out, image, last_image, extend)
+    check_own(out)
     wishes = plan(call, entries, found, codec)
     given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
     check_given(given, found, [(wish.frames, wish.size) for wish in wishes], codec=codec, force=force_given)
     places = {"source": str(found.folder.resolve()), **places_of(image, last_image, extend)}
-    with _notes(), process_group(device) as group:
+    with notes(), process_group(device) as group:
         if asked is None and guidance == 1 and group.is_first:
             logging.getLogger("mmdit").warning("made without guidance: the model was always told its conditions")
         pipeline = load_pipeline(found, weights=weights, codec=codec, device=device_of(group.device))
@@ -191,8 +191,6 @@ def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> No
     if kind and call.sheet:
         raise Refused("a sheet needs a folder", got=f"--sheet for {call.out}", fix="leave it out, or name a folder")
     output.check_writable(call.out, may_hold=MANIFEST)
-    if kind:
-        output.check_own(call.out)
 
 
 def check_ways(ways: dict[str, Any], found: "Source", weights: str, source: Path) -> None:
@@ -238,20 +236,6 @@ def _interval(text: str | None) -> tuple[float, float] | None:
         raise Refused("not an interval", where="--guidance-interval", got=repr(text[:40]),
                       expected="LOWEST-HIGHEST timestep, for example 200-900")  # fmt: skip
     return Guidance(interval=(float(match[1]), float(match[2]))).interval
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Shows what the library warns of (words it cannot read, prompts it cut) as notes."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
-    handler.setLevel(logging.WARNING)
-    library = logging.getLogger("mmdit")
-    library.addHandler(handler)
-    try:
-        yield
-    finally:
-        library.removeHandler(handler)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Progress on the terminal: one line that says what is done, how much is left, and how long that takes."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -60,3 +61,17 @@ def _plain(what: str, unit: str) -> Advance:
             print(f"{what}: {done} of {total} {unit} {words}".rstrip(), flush=True)
 
     return advance
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Shows what the library warns of (words it cannot read, prompts it cut) as notes."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    library = logging.getLogger("mmdit")
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)

@@ -38,14 +38,15 @@ def main(
     """
     from mmdit.errors import OverBudget, Refused
     from mmdit.pipelines.given_files import check_not_given, find_given, read_given
-    from mmdit.pipelines.loading import WEIGHTS, call_facts, check_source_size, find_source, load_pipeline
+    from mmdit.pipelines.loading import WEIGHTS, call_facts, find_source, load_pipeline
     from mmdit.pipelines.note_checks import check_note_fits
     from mmdit.pipelines.output import check_own, check_writable, output_format, write_output
     from mmdit.pipelines.prompt_list import read_size
     from mmdit.pipelines.request import check_choice
+    from mmdit.pipelines.source_sizes import check_source_size
     from mmdit.pipelines.wishes import frames_hash, made_on, make_frames
     from mmdit.tools.clip_options import device_of
-    from mmdit.tools.generate import _notes
+    from mmdit.tools.progress import notes
 
     note, places = _read(file)
     source = checkpoint or _noted_source(places, file)
@@ -53,10 +54,10 @@ def main(
     if output_format(out) is None or out.absolute() == file.absolute():
         raise Refused("not a new file", where="--out", got=out, expected="a name that ends in .mp4, .gif, .webp, .png")
     check_writable(out)
-    check_own(out)
     paths = find_given(note, file, places.get("given_from") or {},
                        {"image": image, "last_image": last_image, "extend": extend})  # fmt: skip
     check_not_given(out, *paths.values())
+    check_own(out)
     found = find_source(source)
     check_note_fits(note, found, file)
     check_choice("weights", note.get("weights", "ema"), WEIGHTS)
@@ -65,7 +66,7 @@ def main(
     given, _ = read_given(paths.get("image"), paths.get("last_image"), paths.get("extend"), clip=found.clip,
                           size=_size(note), force=True)  # fmt: skip
     print(f"made from: {found.folder}" + ("" if checkpoint else ", as is said beside the file"))
-    with _notes(), _threads(note.get("threads")):
+    with notes(), _threads(note.get("threads")):
         pipeline = load_pipeline(found, weights=note.get("weights", "ema"), codec=codec, device=device_of(device))
         pipeline.set_progress_bar_config(disable=True)
         pipeline.always_given, pipeline.always_force = given, True  # it could be made, so it can be again

@@ -113,10 +113,6 @@ class TextEncoder(nn.Module):
             mask[row, : len(tokens)] = True
         return ids, mask
 
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """The words of the prompts that the vocabulary lacks, each once, in order."""
-        return self._token_rows(check_prompts(prompts))[2]
-
     def forward(self, ids: Tensor, mask: Tensor) -> TextFeatures:
         """Features of tokenised prompts: ids (b, n) and mask (b, n) as `tokenize` gives them."""
         ids, mask = ids.to(self.device), mask.to(self.device)

@@ -103,33 +103,3 @@ class Store(ABC):
         """The rows of one split; empty when there is no such split."""
         groups = [group for group in self.groups if group.split == name]
         return range(groups[0].first, groups[-1].rows.stop) if groups else range(0)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(channel, frame, height, width) of every latent.
-
-        Raises:
-            Refused: there are several shapes.
-        """
-        shapes = dict.fromkeys(group.latent for group in self.groups)
-        if len(shapes) != 1:
-            raise Refused(
-                "the store holds latents of several shapes", where=self.place,
-                got=", ".join("x".join(map(str, shape)) for shape in shapes), expected="one",
-                fix="encode clips of one size and length into a store of their own",
-            )  # fmt: skip
-        return next(iter(shapes))
-
-    @property
-    def clip(self) -> dict[str, Any]:
-        """What every clip is: "frames", "size" (height, width), "fps".
-
-        Raises:
-            Refused: there are several kinds.
-        """
-        if self.meta["clip"] is None:
-            raise Refused(
-                "the store holds clips of several shapes or frame rates", where=self.place, expected="one kind",
-                fix="encode clips of one kind into a store of their own",
-            )  # fmt: skip
-        return self.meta["clip"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdit import files, seeds
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.codec import Codec, load_codec
+from mmdit.latents.fidelity import psnr
 from mmdit.training.codec_data import make_batch, read_split, to_clips
 from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, second_stage
 from mmdit.training.codec_run import CodecRun, resume_run, save_run
@@ -102,11 +103,6 @@ def measure(codec: Codec, data: Tensor, name: str, batch_size: int = 16) -> dict
         "latent_std": latent.std(),
     }
     return {f"{name}_{key}": round(value.item(), 3) for key, value in figures.items()}
-
-
-def psnr(got: Tensor, wanted: Tensor) -> Tensor:
-    """Peak signal to noise ratio of each clip in dB, of pixels in [-1, 1]: 10 log10(2^2 / mean squared error)."""
-    return 10 * torch.log10(4 / (got - wanted).square().flatten(1).mean(1).clamp_min(1e-10))
 
 
 # --- the run ---

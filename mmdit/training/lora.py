@@ -139,17 +139,6 @@ def load_network(folder: Path) -> Network:
     return network.eval()
 
 
-def write_merged(folder: Path, out: Path) -> None:
-    """Writes the network of a checkpoint of a LoRA run, or of its ema/, as a plain folder of diffusers.
-
-    Raises:
-        Refused: PEFT is not installed.
-    """
-    network = load_network(folder)
-    with files.new_folder(out) as part:
-        network.save_pretrained(part)
-
-
 def check_whole(base: DiT, network: DiT, left: dict[str, list[str]], where: Path) -> None:
     """Refused where the frozen network would not be the one that its weights come from.
 

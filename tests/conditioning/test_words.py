@@ -42,7 +42,6 @@ def test_words_in_lower_case_and_punctuation_apart(prompt: str, wanted: Any) -> 
 def test_unknown_words_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     encoder = build()
     prompts = ["a Zebra dress", "red", "zebra \N{ZEBRA FACE} coat?"]
-    assert encoder.unknown_words(prompts) == ["zebra", "\N{ZEBRA FACE}"]
     with caplog.at_level(logging.WARNING, "mmdit"):
         encoder.tokenize(prompts)
         encoder.tokenize(prompts)

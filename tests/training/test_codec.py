@@ -17,7 +17,8 @@ from mmdit.config import load_config, parse_config
 from mmdit.errors import Refused, Stopped
 from mmdit.latents.codec import load_codec
 from mmdit.latents.codec_files import shipped_codecs
-from mmdit.training.codec import measure, psnr, train_codec
+from mmdit.latents.fidelity import psnr
+from mmdit.training.codec import measure, train_codec
 from mmdit.training.codec_data import Kind, make_batch, read_split, to_clips
 from mmdit.training.codec_recipe import CodecRecipe, learning_rate_scale, loss_weights, second_stage
 from mmdit.training.muon import KernelMuon, orthogonal_kernel
