@@ -5,6 +5,7 @@ Shapes: B clips in a batch, C latent channels, (F, H, W) latent grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def plan_draws(
     places = place_clips(seed, first_index, clips)
     if generator is None:
         return Draws(places)
-    own = list(generator) if isinstance(generator, list | tuple) else [generator] * clips
+    own: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * clips
     for one in own:
         if not isinstance(one, torch.Generator):
             raise Refused("not a generator", got=type(one).__name__, expected="a torch.Generator, or a list of them",

@@ -108,14 +108,14 @@ def place_clips(seed: int | Sequence[int], first_index: int | Sequence[int], cli
     return list(zip(seeds, _one_each("first index", first_index, clips, step=1), strict=True))
 
 
-def _one_each(name: str, value: object, clips: int, step: int) -> list[int]:
+def _one_each(name: str, value: Any, clips: int, step: int) -> list[int]:
     """A whole number for each clip: of as many, or of the first clip's and what it grows by from clip to clip."""
     first = _as_int(value)
     if type(first) is int:
         values = [first + step * i for i in range(clips)]
     else:
         many = isinstance(value, Iterable) and not isinstance(value, str)
-        values = [_as_int(one) for one in value] if many else [value] * clips  # type: ignore[attr-defined]
+        values = [_as_int(one) for one in value] if many else [value] * clips
     if len(values) != clips:
         raise Refused(f"not one {name} a clip", got=len(values), expected=f"1 or {clips}")
     for one in values:

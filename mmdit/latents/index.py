@@ -103,3 +103,17 @@ class Store(ABC):
         """The rows of one split; empty when there is no such split."""
         groups = [group for group in self.groups if group.split == name]
         return range(groups[0].first, groups[-1].rows.stop) if groups else range(0)
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """What every clip is: "frames", "size" (height, width), "fps".
+
+        Raises:
+            Refused: there are several kinds.
+        """
+        if self.meta["clip"] is None:
+            raise Refused(
+                "the store holds clips of several shapes or frame rates", where=self.place, expected="one kind",
+                fix="encode clips of one kind into a store of their own",
+            )  # fmt: skip
+        return self.meta["clip"]

@@ -80,7 +80,7 @@ def test_the_store_holds_what_the_folder_has(videos: Path, tmp_path: Path) -> No
     assert (first["start"], first["end"], first["source_frames"], first["source_fps"]) == (0.0, 0.5, 5, 8.0)
     assert (first["source_height"], first["source_width"], first["reader"]) == (32, 48, "pyav")
     assert {group.latent for group in store.groups} == {(3, 5, 4, 6)}
-    assert store.meta["clip"] == {"frames": 5, "size": [32, 48], "fps": 8.0}
+    assert store.clip == {"frames": 5, "size": [32, 48], "fps": 8.0}
     assert (first["flip"], first["stride"], first["speed"]) == (False, None, 1.0)
     groups = [(group.split, group.frames, group.height, group.width, group.latent) for group in store.groups]
     assert groups == [(split, 5, 32, 48, (3, 5, 4, 6)) for split in ("train", "validation")]
@@ -290,7 +290,7 @@ def test_another_cut_is_encoded_beside_the_old_one(videos: Path, tmp_path: Path,
     codec = Pooled()
     report = run(videos, tmp_path / "store", codec, max_skipped=9, **change)
     assert report.encoded == 7 and codec.clips == report.kept and report.unused == 5
-    assert LatentStore.open(tmp_path / "store").meta["clip"] == {"frames": 5, "size": [32, 48], "fps": 8.0} | {
+    assert LatentStore.open(tmp_path / "store").clip == {"frames": 5, "size": [32, 48], "fps": 8.0} | {
         name: list(value) if name == "size" else value for name, value in change.items()
     }
     back = run(videos, tmp_path / "store")

@@ -83,7 +83,8 @@ def test_rows_of_a_group_lie_together(tmp_path: Path) -> None:
             known = store.row(row)
             assert store.latent(row)[0].shape == group.latent == tuple(known["latent"])
             assert (known["split"], known["frames"], known["height"]) == (group.split, group.frames, group.height)
-    assert store.meta["clip"] is None  # there are several kinds
+    with pytest.raises(Refused, match="several shapes or frame rates"):
+        _ = store.clip
 
 
 def test_opening_reads_no_rows_and_looks_at_no_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +224,7 @@ def test_a_store_of_format_1_still_reads() -> None:
     store = LatentStore.open(FORMAT_1)
     assert store.meta["format"] == 1
     assert len(store) == 4 and store.labels == ["coat", "dress"] and latent_shapes(store) == {(3, 3, 2, 3)}
-    assert store.meta["clip"] == {"frames": 3, "size": [16, 24], "fps": 8.0}
+    assert store.clip == {"frames": 3, "size": [16, 24], "fps": 8.0}
     assert store.split("test") == range(1) and store.split("train") == range(1, 4)
     assert store.column("source").to_pylist() == ["3.mp4", "0.mp4", "1.mp4", "2.mp4"]
     first = store.row(0)

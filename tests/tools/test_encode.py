@@ -41,7 +41,7 @@ def test_encodes_a_folder_with_the_codec_that_comes_with_mmdit(
 
     store, codec = LatentStore.open(tmp_path / "a store"), load_codec("fashion")
     assert store.meta["codec"] == {"name": "fashion", "fingerprint": codec.fingerprint}
-    assert store.latent_shape == (codec.channels, *codec.latent_size((5, 32, 48)))
+    assert [group.latent for group in store.groups] == [(codec.channels, *codec.latent_size((5, 32, 48)))]
     assert store.table["caption"].to_pylist() == ["waves", None, None]
     mean, std = store.latent(0)
     clip = codec.decode(mean.float()[None])[0]
