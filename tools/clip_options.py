@@ -122,5 +122,7 @@ def device_of(name: str) -> str:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a torch without CUDA
         reason = (str(error).splitlines() or ["it cannot be used"])[0]
-        raise Refused("no such device here", where="--device", got=f"{name} ({reason})", expected="cpu, ...") from None
+        got = name if "device string" in reason else f"{name} ({reason})"  # torch lists all that it has ever known
+        raise Refused("no such device here", where="--device", got=got, expected="auto, cpu, cuda, cuda:1, mps, ...",
+                      fix="say --device cpu, or leave it out") from None  # fmt: skip
     return name

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from mmdit import files
+from mmdit import files, seeds
 from mmdit.conditioning import TextEncoder, build_text_encoder
 from mmdit.latents.codec import Codec
 from mmdit.models import DiT
@@ -82,6 +83,21 @@ def make_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def forbid_work(pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every network, the tokenizer, the codec and the drawing of noise fail: a call can only be refused."""
+
+    def work(*args: Any, **options: Any) -> None:
+        raise AssertionError("work was begun")
+
+    parts = [(pipeline.transformer, "forward"), (pipeline.vae, "forward")]
+    if pipeline.text_encoder is not None:
+        parts += [(pipeline.text_encoder, "forward"), (pipeline.tokenizer, "__call__")]
+    for part, name in parts:
+        monkeypatch.setattr(part, name, work)
+    monkeypatch.setattr(Codec, "encode", work)
+    monkeypatch.setattr(seeds, "normal", work)
 
 
 def write_run(

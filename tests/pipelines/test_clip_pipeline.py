@@ -271,13 +271,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_refusals_come_before_any_work(
     pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch, ask: dict[str, Any], said: str
 ) -> None:
-    def work(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("work was begun")
-
-    for module in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
-        monkeypatch.setattr(module, "forward", work)
-    monkeypatch.setattr(pipeline.tokenizer, "__call__", work)
-    monkeypatch.setattr(seeds, "normal", work)
+    tiny.forbid_work(pipeline, monkeypatch)
     with pytest.raises(Refused) as refusal:
         pipeline(**ask)
     assert said in str(refusal.value)

@@ -207,11 +207,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_refusals_come_before_any_work(
     pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch, ask: dict[str, Any], said: str
 ) -> None:
-    def work(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(Codec, "encode", work)
-    monkeypatch.setattr(seeds, "normal", work)
+    tiny.forbid_work(pipeline, monkeypatch)
     with pytest.raises(Refused) as refusal:
         pipeline(label="coat", **ask)
     assert said in str(refusal.value)

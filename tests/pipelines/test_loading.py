@@ -130,6 +130,8 @@ def test_what_is_none_of_these_is_refused(copy: Path, tmp_path: Path) -> None:
     for path, said in (("none", "no such folder"), ("empty", "a folder without a checkpoint"), ("file", "a file")):
         with pytest.raises(Refused, match=said):
             load_pipeline(tmp_path / path)
+    with pytest.raises(Refused, match="not a path, got int, expected a run folder"):
+        load_pipeline(5)  # type: ignore[arg-type]
     (tmp_path / "demo").mkdir()
     copy.rename(tmp_path / "demo" / "run")
     with pytest.raises(Refused, match=r"did you mean .*demo/run"):

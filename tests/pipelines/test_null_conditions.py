@@ -10,7 +10,6 @@ import tiny
 import torch
 from commands import exit_code
 
-from mmdit import seeds
 from mmdit.errors import Refused
 from mmdit.pipelines.loading import find_source, load_pipeline
 from mmdit.pipelines.null_conditions import NullConditions
@@ -42,11 +41,7 @@ def test_guidance_needs_what_it_leads_away_from(
         assert pipeline(**ask).frames.isfinite().all()
         return
 
-    def work(*args: Any, **options: Any) -> None:
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(seeds, "normal", work)
-    monkeypatch.setattr(pipeline.text_encoder, "forward", work)
+    tiny.forbid_work(pipeline, monkeypatch)
     with pytest.raises(Refused, match=said):
         pipeline(**ask)
 

@@ -7,7 +7,6 @@ import tiny
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from mmdit import seeds
 from mmdit.errors import Refused, Stopped
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 
@@ -71,11 +70,7 @@ def test_a_callback_sees_given_frames_as_they_are(pipeline: ClipPipeline) -> Non
 def test_what_cannot_be_called_back_is_refused_before_any_work(
     pipeline: ClipPipeline, monkeypatch: pytest.MonkeyPatch, ask: dict[str, Any], said: str
 ) -> None:
-    def work(*args: Any, **options: Any) -> None:
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(seeds, "normal", work)
-    monkeypatch.setattr(pipeline.text_encoder, "forward", work)
+    tiny.forbid_work(pipeline, monkeypatch)
     with pytest.raises(Refused, match=said):
         pipeline(**ASK, **{"callback_on_step_end": lambda *told: None, **ask})
 

@@ -148,7 +148,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["--prompt", "red", "--out", "x", "--format", "avi"], "mp4, gif, webp or png"),
     (["--prompt", "red", "--precision", "float16"], "precision"),
     (["--prompt", "red", "--weights", "best"], "ema, raw"),
-    (["--prompt", "red", "--device", "warp"], "no such device"),
+    (["--prompt", "red", "--device", "warp"], "no such device here, in --device, got warp, expected auto, cpu, cuda,"),
     (["--prompt", "red", "--codec", "missing"], "no such codec"),
 ]
 

@@ -294,6 +294,24 @@ def test_a_hostile_note_is_refused_before_a_model_is_loaded(
         assert "cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"labels": False}, "this model has no labels"),
+        ({"null_conditions": []}, "this model was never trained without a prompt"),
+    ],
+)
+def test_a_checkpoint_that_cannot_make_it_is_refused_before_it_is_loaded(
+    other: dict[str, Any], said: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", lambda *args, **more: 1 / 0)
+    tiny.write_run(tmp_path / "other", **other)
+    assert regenerate(whole / "still.png", "--checkpoint", tmp_path / "other", "--out", tmp_path / "a.png") == 2
+    err = capsys.readouterr().err
+    assert f"does not fit the checkpoint, in {whole / 'still.png'}: {said}" in err and err.count("\n") == 1
+
+
 def test_a_note_names_no_folder_by_halves(run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                           capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """What lies beside a file may have come with it: a name that this folder gives a meaning to is not followed."""
