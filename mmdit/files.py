@@ -187,11 +187,13 @@ class Lock:
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Lock]:
     """Holds `folder` for this process alone, or for those who share it (`shared`, once the first one allows it); the
-    operating system lets go of it when the process ends, however it ends.
+    operating system lets go of it when the process ends, however it ends. A folder that was made for it, and in which
+    nothing was written before a refusal, is taken away again.
 
     Raises Refused when another process holds it, or nothing can be written there.
     """
     folder = Path(folder)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by the next line
@@ -216,7 +218,13 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Lo
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
-        yield Lock(handle)
+        try:
+            yield Lock(handle)
+        except Refused:
+            if is_new and [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
+            raise
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:

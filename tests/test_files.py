@@ -108,3 +108,15 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="no file that could be written anew"):
             files.write_text(path, "text")
     assert (tmp_path / "pipe").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_folder_made_for_what_is_refused_is_taken_away(tmp_path: Path) -> None:
+    for name, made, written in (("new", False, None), ("old", True, None), ("begun", False, "config.yaml")):
+        folder = tmp_path / name
+        if made:
+            folder.mkdir()
+        with pytest.raises(Refused, match="no"), files.lock(folder):
+            if written:
+                (folder / written).touch()
+            raise Refused("no")
+        assert folder.exists() == (name != "new")

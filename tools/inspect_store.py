@@ -27,6 +27,8 @@ def main(
 
     if out is None and "://" in store:
         raise Refused("no place for the page", got=f"a store at {store}", fix="name one with --out PAGE.html")
+    if (Path(store) / "checkpoints").is_dir():
+        raise Refused("no latent store", where=store, got="a run", fix=f"look at {Path(store) / 'report.html'}")
     opened = LatentStore.open(store)
     _print(store_figures(opened))
     codec = None

@@ -179,7 +179,10 @@ def drawn(listed: Iterable[tuple[str, Any]], count: int | None, seed: int, where
     """The first `count` pairs of id and value, in an order drawn by `seed` from the ids; Refused for fewer of them."""
     pairs = sorted(listed, key=lambda pair: (seeds.seed_at(seed, "order", pair[0]), pair[0]))
     if count is not None and count > len(pairs):
-        raise Refused("too few clips", where=where, got=len(pairs), expected=count)
+        raise Refused(
+            "too few clips", where=where, got=len(pairs), expected=count,
+            fix=f"ask for {len(pairs)} at most (samples=, real=), or give more clips",
+        )  # fmt: skip
     return pairs[:count]
 
 

@@ -198,7 +198,7 @@ def test_what_is_known_of_real_clips_is_not_measured_again(
         (("--given", "last"), "not trained with such given frames, got last, expected first"),
         (("real_split=nothing",), "no such split"),
         (("prompt_split=nothing",), "no such split"),
-        (("real=5000",), "too few clips"),
+        (("real=5000",), "at most (samples=, real=), or give more clips"),
         (("frames=16",), "clips too short"),
         (("size=[32,32]", "frames=2", "networks=[i3d]"), "the weights of a feature network are not here, got i3d"),
         (("--network", "i3d=/nowhere"), "nothing in the protocol asks for this network, got i3d"),

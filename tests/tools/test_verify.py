@@ -133,3 +133,9 @@ def test_another_codec_of_that_name_is_refused(store: Path, capsys: pytest.Captu
     (store / "store.json").write_text(json.dumps(meta))
     assert exit_code("inspect", store) == 2
     assert "of another codec" in (told := capsys.readouterr().err) and "expected another (fashion)" in told
+
+
+def test_inspect_says_where_to_look_at_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert exit_code("inspect", tmp_path) == 2
+    assert "got a run; look at " in capsys.readouterr().err
