@@ -41,7 +41,7 @@ class Study(Config):
 class Trial:
     """One run of a study: its point, its seed, the recipe's changes, and what it costs.
 
-    `macs`: multiply-accumulates of a forward pass on one clip, without its conditions.
+    `macs`: multiply-accumulates of a forward pass on one clip, without its conditions; in the mean step.
     """
 
     point: str
@@ -87,7 +87,7 @@ def plan_study(study: Study, overrides: Sequence[str]) -> list[Trial]:
         if not all(letter.isalnum() or letter in "-_." for letter in point):
             raise Refused("a point's name is no folder's name", got=repr(point), expected="letters, digits, - _ .")
         config = load_config(RunConfig, study.recipe, [*common, *changes])
-        macs, steps = clip_cost(config.model, _latent_shape(config)), config.steps
+        macs, steps = _mean_cost(config), config.steps
         first = first or macs * config.data.batch_size
         if study.compute == "equal-macs":
             steps = max(1, round(steps * first / (macs * config.data.batch_size)))
@@ -95,6 +95,13 @@ def plan_study(study: Study, overrides: Sequence[str]) -> list[Trial]:
             more = (*common, *changes, f"seed={seed}", f"steps={steps}")
             trials.append(Trial(point, seed, more, steps, config.data.batch_size, macs))
     return trials
+
+
+def _mean_cost(config: RunConfig) -> int:
+    """Multiply-accumulates of a forward pass on a clip; where some steps train on single frames, in the mean step."""
+    shape, images = _latent_shape(config), config.data.image_share
+    image = clip_cost(config.model, (shape[0], 1, *shape[2:])) if images else 0
+    return round((1 - images) * clip_cost(config.model, shape) + images * image)
 
 
 def _latent_shape(config: RunConfig) -> tuple[int, int, int, int]:

@@ -38,6 +38,13 @@ def test_points_take_equal_steps_or_cost_as_much_in_all(planned: Any) -> None:
     assert {"seed=0", "model.depth=4", f"steps={four.steps}"} <= set(four.overrides)
 
 
+def test_steps_on_single_frames_count_as_what_they_cost(planned: Any) -> None:
+    points = {"clips": ["data.image_share=0"], "half": ["data.image_share=0.5"]}
+    clips, _, half, _ = planned("equal-macs", points, "steps=5000")
+    assert clips.macs / 2 < half.macs < clips.macs * 0.9
+    assert half.training_macs == pytest.approx(clips.training_macs, rel=1e-3) and half.steps > 5500
+
+
 def test_what_cannot_be_studied_is_refused(planned: Any) -> None:
     with pytest.raises(Refused, match=r"folder's name.*'../up'"):
         planned("equal-steps", {"../up": [], "b": []})
