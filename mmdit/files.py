@@ -193,8 +193,8 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Lo
     Raises Refused when another process holds it, or nothing can be written there.
     """
     folder = Path(folder)
-    is_new = not folder.exists()
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by the next line
     except OSError as error:

@@ -19,7 +19,7 @@ from mmdit.errors import Refused
 
 KERNELS = ("linear", "gelu", "attention")
 
-FEW_ROWS = 64
+FEW_ROWS = 8
 SMALLEST = 65_536  # elements; for fewer, the calls take longer than what they save
 
 # gelu(x) = x sigmoid(x (RISE + BEND x^2)) is the tanh form, with one exponential.
