@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmdit.models.cpu_kernels import Linear
 from mmdit.models.positions import Positions
 from mmdit.models.sublayers import Attention, BlockConfig, CrossAttention, Mlp, Norm, SwiGLU, normalize
 from mmdit.models.told import Told
@@ -48,11 +47,11 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else Mlp(config)
         if config.conditioning in ("adaln-zero", "adaln"):
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * self.chunks * width))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * self.chunks * width))
         if self.has_second_time:
             self.time_attn = Attention(config)
             if config.conditioning in ("adaln-zero", "adaln"):
-                self.time_modulation = nn.Sequential(nn.SiLU(), Linear(width, self.chunks * width))
+                self.time_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, self.chunks * width))
         self.modulation_table: nn.Parameter | None = None
         if config.conditioning == "shared-adaln":
             self.modulation_table = nn.Parameter(torch.zeros((2 + self.has_second_time) * self.chunks, width))
@@ -108,7 +107,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, outputs)
         self.modulation_table = nn.Parameter(torch.zeros(2, width)) if config.conditioning == "shared-adaln" else None
         if config.conditioning in ("adaln-zero", "adaln"):
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         if not CONDITIONINGS[config.conditioning]:
             self.out_norm = Norm(width, config.norm)
 

@@ -19,7 +19,6 @@ from mmdit.errors import Refused
 
 KERNELS = ("linear", "gelu", "attention")
 
-FEW_ROWS = 8
 SMALLEST = 65_536  # elements; for fewer, the calls take longer than what they save
 
 # gelu(x) = x sigmoid(x (RISE + BEND x^2)) is the tanh form, with one exponential.
@@ -70,16 +69,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b; x (..., in), weight (out, in), bias (out,).
 
     Quick where the CPU has AVX-512, by oneDNN: in float32 its products are up to a tenth quicker than MKL's on AMD
-    cores; in bfloat16 the bias is added along the way, where the plain form lays it out in the result first. For few
-    rows, casting the weights would take longer than their product: under autocast that is made in float32.
+    cores; in bfloat16 the bias is added along the way, where the plain form lays it out in the result first.
     """
-    autocast = torch.is_autocast_enabled("cpu")
-    if autocast and x.numel() <= FEW_ROWS * x.shape[-1] and is_quick("linear", weight, x, bias):
-        with torch.autocast("cpu", enabled=False):
-            return F.linear(x.to(weight.dtype), weight, bias).to(torch.get_autocast_dtype("cpu"))
     if not is_quick("linear", x, weight, bias) or not _has_onednn():
         return F.linear(x, weight, bias)
-    if autocast:
+    if torch.is_autocast_enabled("cpu"):
         x, weight, bias = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (x, weight, bias))
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         out: Tensor = _Linear.apply(x, weight, bias)

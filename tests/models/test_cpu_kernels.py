@@ -75,17 +75,6 @@ def test_linear_in_bfloat16_is_its_plain_form(
     assert_alike(quick, plain, TOLERANCE[torch.bfloat16])
 
 
-def test_few_rows_are_computed_in_float32_under_autocast(product: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias = product[0][0, 0, :4], *product[1:]
-    exact = with_gradients(F.linear, x, weight, bias)
-    quick = with_gradients(under_autocast(linear), x, weight, bias)
-    many = under_autocast(linear)(*product)[0, 0, :4]
-    assert quick[0].dtype == torch.bfloat16 and torch.equal(quick[0], exact[0].bfloat16())
-    assert not torch.equal(quick[0], many)
-    rounded = with_gradients(lambda *given: F.linear(*given).bfloat16(), x, weight, bias)
-    assert_alike(quick, rounded, TOLERANCE[torch.float32])
-
-
 def under_autocast(work: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.autocast("cpu", torch.bfloat16)(work)
 
