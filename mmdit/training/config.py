@@ -94,8 +94,8 @@ class RunConfig(Config):
     steps: int = Field(ge=1)
     """Optimizer steps in all."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the products; "auto" is bfloat16 where the device is quick at it, else float32. float16, with a loss
-    scaler, is for CUDA devices without bfloat16."""
+    """Precision of the products; "auto" is bfloat16 where the device is quicker at it, else float32; a run goes on in
+    what it was begun with. float16, with a loss scaler, is for CUDA devices without bfloat16."""
     compile: bool = False
     """Compile the network with torch.compile: quicker steps after a first one that takes minutes."""
     sharding: Literal["none", "full"] = "none"

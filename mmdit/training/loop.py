@@ -25,7 +25,7 @@ from mmdit.training.optimizer import learning_rate_scale, set_learning_rate
 from mmdit.training.processes import hold_together, make_accelerator, on_any, until_sigterm
 from mmdit.training.reporting import Report, report_kept
 from mmdit.training.resume import finish_save, resume, save
-from mmdit.training.resume_rules import check_same_recipe
+from mmdit.training.resume_rules import check_same_recipe, with_precision
 from mmdit.training.room import memory_told
 from mmdit.training.run import Run, begin_run
 from mmdit.training.run_data import write_skipped
@@ -65,6 +65,7 @@ def train(
         Refused: the store, the folder or the processes do not fit the recipe; found before any step.
         Stopped: asked to stop (SIGTERM), or no finite loss for a while; the last checkpoint is whole.
     """
+    config = with_precision(config, folder)
     accelerator = make_accelerator(config)
     keep_freed_memory()
     report = report if accelerator.is_main_process else None

@@ -1,6 +1,5 @@
 """What training by a recipe would take: memory, time, disk. Nothing is trained, and nothing is written."""
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from mmdit.training.config import RunConfig
 from mmdit.training.devices import DEVICES, Device, find_device
 from mmdit.training.memory import DTYPES, StepInputs, StepMemory, trace_step
 from mmdit.training.plan_data import Latent, PlanData, step_inputs
-from mmdit.training.processes import cpu_is_quick_at_bfloat16
+from mmdit.training.precision import cpu_rates, quick_precision
 
 # Of a device's peak, where nobody has measured: published trainings of such networks reach 0.07 to 0.33.
 ASSUMED_SHARE = 0.2
@@ -126,9 +125,9 @@ def _device(config: RunConfig, gpu: str | None) -> tuple[Device, str]:
     """The device, with peak 0 where that is not known, and the precision of the products on it."""
     precision = config.precision
     if gpu is None and not torch.cuda.is_available():
-        if precision == "auto":
-            precision = "bfloat16" if cpu_is_quick_at_bfloat16() else "float32"
-        return Device("this CPU", _measured_peak(DTYPES[precision]), psutil.virtual_memory().total), precision
+        precision = quick_precision() if precision == "auto" else precision
+        (peak,) = cpu_rates(DTYPES[precision], shape=(1024, 1024, 4096))
+        return Device("this CPU", peak, psutil.virtual_memory().total), precision
     precision = "bfloat16" if precision == "auto" else precision
     known = find_device(gpu or torch.cuda.get_device_name())
     if gpu is None:
@@ -138,18 +137,6 @@ def _device(config: RunConfig, gpu: str | None) -> tuple[Device, str]:
         names = ", ".join(device.name for device in DEVICES)
         raise Refused("unknown device", where="--gpu", got=gpu, expected=f"one of {names}")
     return (replace(known, peak=0.0) if precision == "float32" else known), precision
-
-
-def _measured_peak(dtype: torch.dtype) -> float:
-    """Operations a second of this CPU on products as large as a network's; takes a quarter of a second or so."""
-    left, right = torch.ones(1024, 1024, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
-    left @ right
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - began)
-    return 2 * 1024 * 1024 * 4096 / min(seconds)
 
 
 def _peak(memory: StepMemory, clips: int, micro: int, gpus: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from mmdit import files
 from mmdit.errors import Refused
@@ -19,13 +19,13 @@ from mmdit.training.sharding import check_sharding, is_sharded
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Finds the device, and the other processes where a launcher started several.
+    """Finds the device, and the other processes where a launcher started several; `config` says the precision.
 
     float16 stays outside of accelerate: its scaler would unscale the gradients of a second optimizer twice.
 
     Raises:
         Refused: float16 where there is no CUDA device, the batch does not divide over the processes, these do not
-            find each other, or something in the recipe does not go with sharding.
+            find each other or differ in precision, or something in the recipe does not go with sharding.
     """
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     # Without `cpu`, accelerate takes each process for one of its own where there is no accelerator.
@@ -34,6 +34,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != count:
         raise Refused("the launcher's processes do not find each other", got=accelerator.num_processes, expected=count)
+    _check_alike(accelerator)
     if config.precision == "float16" and not can_float16(accelerator.device):
         raise Refused(
             "float16 needs a CUDA device", got=f"precision=float16 on {accelerator.device.type}",
@@ -61,16 +62,19 @@ def can_float16(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def cpu_is_quick_at_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products."""
-    return torch.cpu._is_avx512_bf16_supported()
-
-
 def _mixed_precision(precision: str) -> str:
-    if precision == "auto":
-        quick = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_is_quick_at_bfloat16()
-        precision = "bfloat16" if quick else "float32"
     return "bf16" if precision == "bfloat16" else "no"
+
+
+def _check_alike(accelerator: Accelerator) -> None:
+    """Refused where processes, each on its own device, have chosen different precisions."""
+    if accelerator.num_processes > 1:
+        chosen = gather_object([accelerator.mixed_precision])
+        if len(set(chosen)) > 1:
+            raise Refused(
+                "the processes' devices are not quick at the same precision", got=", ".join(chosen),
+                fix="set precision=bfloat16 or precision=float32",
+            )  # fmt: skip
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mmdit.config import parse_config
 from mmdit.errors import Refused
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training.config import RunConfig
+from mmdit.training.precision import quick_precision
 
 log = logging.getLogger("mmdit.training")
 
@@ -62,20 +63,44 @@ def rule_of(key: str) -> str:
     return key if key == "data.sources.share" else key.replace("data.sources.", "data.")
 
 
+def begun_with(folder: Path) -> RunConfig | None:
+    """The recipe of the run in `folder`; None where nothing of it was saved yet.
+
+    Raises:
+        Refused: a newer mmdit wrote it, or its recipe cannot be read.
+    """
+    path = folder / "config.yaml"
+    found = checkpoints.list_checkpoints(folder)
+    if not path.is_file() or not found:
+        return None
+    for checkpoint in found:
+        if (checkpoint / "state.json").is_file():
+            _check_format(checkpoint)
+    return parse_config(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+
+
+def with_precision(config: RunConfig, folder: Path) -> RunConfig:
+    """The recipe with the precision "auto" replaced: by what the run in `folder` was begun with, so that it goes on the
+    same on any machine, or else by what this device is quick at."""
+    if config.precision != "auto":
+        return config
+    begun = begun_with(folder)
+    precision = quick_precision() if begun is None or begun.precision == "auto" else begun.precision
+    log.info("precision: %s", precision)
+    return config.model_copy(update={"precision": precision})
+
+
 def check_same_recipe(config: RunConfig, folder: Path) -> None:
     """Refused where `folder` holds a run that was begun with another recipe; the key and both values are named.
 
     A folder that a newer mmdit wrote is refused as that. Keys that may change are logged where they do; a key without
     a class must match.
     """
-    path = folder / "config.yaml"
-    found = checkpoints.list_checkpoints(folder)
-    if not path.is_file() or not found:
+    old = begun_with(folder)
+    if old is None:
         return
-    for checkpoint in found:
-        if (checkpoint / "state.json").is_file():
-            _check_format(checkpoint)
-    old = parse_config(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    if old.precision == "auto":  # kept so by mmdit before 2026-12
+        old = old.model_copy(update={"precision": quick_precision()})
     changed = list(differences(old.model_dump(mode="json"), config.model_dump(mode="json")))
     may_change = MAY_CHANGE
     if config.optimizer.decay == "constant":  # else the learning rates of the steps done were those of another end
