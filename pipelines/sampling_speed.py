@@ -1,6 +1,7 @@
 """How fast images are sampled: `ClipPipeline` beside diffusers' `DiTPipeline`, of the same weights, in turns."""
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +12,19 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from mmdit.diffusion import GaussianDiffusion, make_scheduler
-from mmdit.models import DiT, to_diffusers
+from mmdit.models import DiT, model_cost, to_diffusers
 from mmdit.models.convert import SPACING
 from mmdit.models.presets import preset_options
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.training.build import describe_process
+from mmdit.training.model_speed import peak_over
+from mmdit.training.precision import product_rates
 
 LABELS = 1000  # the number that DiTPipeline takes for no label
 PRESET = "DiT-XL/2"
 TARGET = 2.5  # times as quick as DiTPipeline
 GUIDANCE = 4.0
+FEW = 3  # steps of a run that is not timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Row = dict[str, Any]
@@ -31,7 +35,7 @@ def sampling_rows(device: str, runs: int, *, tiny: bool) -> Iterator[tuple[str, 
     preset, size, steps, images = ("tiny", 8, 3, 2) if tiny else (PRESET, 32, 250, 8)
     for precision in DTYPES:
         name = f"{images} images of {preset} in {steps} steps, {precision}"
-        yield name, partial(_compare, preset, size, steps, images, precision, device, runs)
+        yield name, partial(compare_pipelines, preset, size, steps, images, precision, device, runs, compiled=True)
 
 
 def make_pair(preset: str, size: int, device: str) -> tuple[ClipPipeline, DiTPipeline]:
@@ -76,32 +80,43 @@ def difference(pipeline: ClipPipeline, peer: DiTPipeline) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def _compare(preset: str, size: int, steps: int, images: int, precision: str, device: str, runs: int) -> list[Row]:
+def compare_pipelines(
+    preset: str, size: int, steps: int, images: int, precision: str, device: str, runs: int, *, compiled: bool
+) -> list[Row]:
+    """Both pipelines in turns, and ours compiled where asked for.
+
+    Each row has seconds (a median), images_per_s, `times` as quick as diffusers', tokens_per_s (of the images, in all
+    steps), flops_per_s of the network (a multiply-accumulate counts as two, guidance doubles), `share` of the rate of a
+    large product here, and `memory`, most bytes over what stays; or an error.
+    """
     pipeline, peer = make_pair(preset, size, device)
     apart = difference(pipeline, peer)
-    compiled = ClipPipeline(**pipeline.components | {"transformer": copy.deepcopy(pipeline.transformer)},
-                            **_settings(pipeline))  # fmt: skip
-    compiled.set_progress_bar_config(disable=True)
-    compiled.enable_compile()
     peer.to(DTYPES[precision])
     calls = {
         f"diffusers DiTPipeline, {precision}": partial(_theirs, peer, images, device),
         f"mmdit, {precision}": partial(_ours, pipeline, images, precision),
-        f"mmdit, {precision}, compiled": partial(_ours, compiled, images, precision),
     }
+    if compiled:
+        calls[f"mmdit, {precision}, compiled"] = partial(_ours, _compiled(pipeline), images, precision)
     spent: dict[str, list[float]] = {name: [] for name in calls}
     errors: dict[str, str] = {}
+    memory: dict[str, int] = {}
     for number in range(runs + 1):  # a first time, of few steps, is left out
         for name, call in calls.items():
             if name in errors:
                 continue
             try:
                 began = time.perf_counter()
-                call(steps if number else 3)  # ends on the CPU, so that nothing is under way
+                call(steps if number else FEW)  # ends on the CPU, so that nothing is under way
                 spent[name] += [time.perf_counter() - began] * (number > 0)
+                if number == runs:
+                    memory[name] = peak_over(partial(call, FEW), device)
             except Exception as error:  # a compiler that is not there, or no memory: a line of the table
                 errors[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
-    base = next(iter(spent.values()))
+    base = statistics.median(first) if (first := next(iter(spent.values()))) else None
+    (product,) = product_rates(DTYPES[precision], device=device)
+    network = pipeline.transformer.config
+    tokens, flops = (steps * images * of_one for of_one in _of_an_image(network))
     rows = []
     for name, seconds in spent.items():
         row: Row = {"way": name, "networks_apart": apart}
@@ -109,10 +124,26 @@ def _compare(preset: str, size: int, steps: int, images: int, precision: str, de
             rows.append(row | {"error": errors[name]})
             continue
         median = statistics.median(seconds)
-        row |= {"seconds": median, "images_per_s": images / median}
-        row |= {"times": statistics.median(base) / median if base else None}
+        row |= {"seconds": median, "images_per_s": images / median, "times": base / median if base else None}
+        row |= {"tokens_per_s": tokens / median, "flops_per_s": flops / median, "share": flops / median / product}
+        row |= {"product_flops_per_s": product, "memory": memory[name]}
         rows.append(row | {"target": TARGET if preset == PRESET and name.startswith("mmdit") else None})
     return rows
+
+
+def _of_an_image(network: Any) -> tuple[int, int]:
+    """Tokens, and operations of one call with guidance, which asks twice."""
+    grid = tuple(network.sample_size)
+    tokens = math.prod(n // p for n, p in zip(grid, network.patch_size, strict=True))
+    return tokens, 2 * 2 * model_cost(network, grid).macs
+
+
+def _compiled(pipeline: ClipPipeline) -> ClipPipeline:
+    other = ClipPipeline(**pipeline.components | {"transformer": copy.deepcopy(pipeline.transformer)},
+                         **_settings(pipeline))  # fmt: skip
+    other.set_progress_bar_config(disable=True)
+    other.enable_compile()
+    return other
 
 
 def _settings(pipeline: ClipPipeline) -> Row:

@@ -32,7 +32,7 @@ def main(
     """Measures encoding on video files that it makes: all of it, the codec alone, reading alone, and a plain loop.
 
     The codec alone has its clips in memory. The plain loop reads and encodes in turn, in one process. Times are of the
-    whole way, files of the store included.
+    whole way, files of the store included. The share is that of the rate of a large product on this device.
 
     Example:
       mmdit bench encode --clips 256 --source-size 128x96
@@ -42,6 +42,8 @@ def main(
     from mmdit.clips.buckets import Bucket
     from mmdit.latents.codec import load_codec
     from mmdit.latents.options import size_of
+    from mmdit.training.meter import memory_held
+    from mmdit.training.precision import product_rates
 
     torch.set_num_threads(threads)
     device = options.device_of(device)
@@ -50,6 +52,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         videos = _make_videos(Path(folder), clips, shape.frames, size_of(source_size))
         measured = _encoding(Path(folder), videos, loaded, shape, batch, workers, runs)
+    memory, flops = memory_held(torch.device(device)), _flops(loaded, shape)
+    (product,) = product_rates(torch.float32, device=device)
     rates = {name: clips / statistics.median(seconds) for name, seconds in measured.items()}
     ratios = {
         "encode / codec alone": rates["encode"] / rates["codec alone"],
@@ -57,12 +61,30 @@ def main(
     }
     about = {
         "codec": codec, "bucket": bucket, "source": source_size, "clips": clips,
-        "batch": batch, "workers": workers, "threads": threads, "runs": runs,
+        "batch": batch, "workers": workers, "threads": threads, "runs": runs, "precision": "float32",
+    }  # fmt: skip
+    figures = {
+        "about": about, "clips_per_second": rates, "ratios": ratios, "flops_per_clip": flops,
+        "product_flops_per_s": product, "memory": memory,
     }  # fmt: skip
     lines = [", ".join(f"{name} {value}" for name, value in about.items())]
-    lines += [f"{name:12} {rate:8.1f} clips/s" for name, rate in rates.items()]
+    lines.append(f"the codec: {flops / 1e9:.2f} GFLOP a clip; {memory / 1e6:.0f} MB held at most")
+    lines.append(f"{'':14} {'clips/s':>8} {'frames/s':>9} {'GFLOP/s':>8} {'share':>6}")
+    for name, rate in rates.items():
+        done = "" if name == "reading alone" else f"{rate * flops / 1e9:8.1f} {rate * flops / product:6.1%}"
+        lines.append(f"{name:14} {rate:8.1f} {rate * shape.frames:9.0f} {done}".rstrip())
     lines += [f"{name:22} {ratio:.2f}" for name, ratio in ratios.items()]
-    tell({"about": about, "clips_per_second": rates, "ratios": ratios}, lines, as_json=as_json, device=device)
+    tell(figures, lines, as_json=as_json, device=device)
+
+
+def _flops(codec: "Codec", bucket: "Bucket") -> int:
+    """Operations of the codec on one clip; a multiply-accumulate counts as two."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        codec.encode(torch.zeros(1, 3, bucket.frames, bucket.height, bucket.width))
+    return counted.get_total_flops()
 
 
 def _make_videos(folder: Path, count: int, frames: int, size: tuple[int, int]) -> list[Path]:

@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 ATTRIBUTES = ("garment", "colour", "pattern", "motion")
 CALIBRATED_ON = 8  # clips
 FLOOR = 35.0  # dB
+LATENTS = 32  # side of those of images
+BATCH, IMAGES = 16, 4  # clips of a run, and images of random weights, at a time
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run of the demo, one of its checkpoints, or its pipeline folder.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A run of the demo, one of its checkpoints, or its pipeline folder. Without one, images are sampled "
+            "with random weights, beside diffusers' DiTPipeline."
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The size of the network with random weights.")] = "DiT-S/2",
     prompts: Annotated[int, typer.Option(min=1, help="Clips that are made in each way.")] = 64,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the plain way; the others have as many or fewer.")] = 12,
     reference_steps: Annotated[int, typer.Option(min=2, help="Steps of what all are compared with.")] = 50,
@@ -28,7 +37,9 @@ def main(
         ),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="So many timed runs; the median is told.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Clips at a time, and clips that are timed.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips at a time, and clips that are timed. [16, of random weights 4]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of all.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 1,
     device: Annotated[str, typer.Option(help="Where to sample: cpu, cuda, ...")] = "cpu",
@@ -50,15 +61,23 @@ def main(
 ) -> None:
     """Compares ways to sample: steps, network calls, seconds, PSNR, and attributes read by the embedded probe.
 
-      Seconds are of the clock, CPU s of the processor: on a machine that others use, compare these.
-      PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
-      The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
+    Seconds are of the clock, CPU s of the processor: on a machine that others use, compare these. FLOP/s count the
+    blocks that were computed, two for a multiply-accumulate; the share is that of a large product's rate here.
+    PSNR is against many plain steps at the same seeds, and, in brackets, against as many plain steps as the way has.
+    The prompts are the demo's validation prompts, so the model must be one of the demo's kind.
 
-      Example:
-        mmdit bench sample demo/run --prompts 64 --steps 12
-    mmdit bench sample demo/run --faster first-block=0.2 --faster broadcast
+    Example:
+      mmdit bench sample demo/run --prompts 64 --steps 12
+      mmdit bench sample demo/run --faster first-block=0.2 --faster broadcast
+      mmdit bench sample --preset DiT-S/2 --steps 25
     """
     import torch
+
+    torch.set_num_threads(threads)
+    if run is None:
+        _beside_diffusers(preset, steps, batch or IMAGES, device, runs, as_json=as_json)
+        return
+    batch = batch or BATCH
 
     from mmdit.clips.made import prompts as made_prompts
     from mmdit.errors import Refused
@@ -76,7 +95,6 @@ def main(
     source = find_source(run)
     if not source.has_text:
         raise Refused("this model reads no prompts", where=run, expected="a model of the demo's kind")
-    torch.set_num_threads(threads)
     asked = made_prompts("validation", prompts, seed)
     call = {"prompt": [row["caption"] for row in asked], "guidance_scale": guidance, "seed": seed, "batch_size": batch}
     pipeline = load_pipeline(source, device=device)
@@ -90,6 +108,30 @@ def main(
     figures = {"clips": prompts, "timed": min(batch, prompts), "ways": plain_values(results),
                "broadcast": _as_json(found)}  # fmt: skip
     lines = [f"clips {prompts}, timed {min(batch, prompts)}", *_table(results), *_told(found, wanted)]
+    tell(figures, lines, as_json=as_json, device=device)
+
+
+def _beside_diffusers(preset: str, steps: int, images: int, device: str, runs: int, *, as_json: bool) -> None:
+    from mmdit.errors import Refused
+    from mmdit.models import PRESETS
+    from mmdit.pipelines.sampling_speed import DTYPES, compare_pipelines
+    from mmdit.tools.bench_output import tell
+
+    if preset not in PRESETS:
+        raise Refused("unknown preset", where="--preset", got=preset, expected=", ".join(PRESETS))
+    size, figures = LATENTS, []
+    lines = [f"{images} images of {preset}, latents of {size}x{size}, {steps} steps of DDPM with guidance",
+             f"{'way':34} {'seconds':>8} {'images/s':>9} {'tokens/s':>9} {'GFLOP/s':>9} {'share':>6} {'MB':>7} "
+             f"{'times':>6}"]  # fmt: skip
+    for precision in DTYPES:
+        for row in compare_pipelines(preset, size, steps, images, precision, device, runs, compiled=False):
+            figures.append(row)
+            if "error" in row:
+                lines.append(f"{row['way']:34} {row['error'][:70]}")
+                continue
+            rates = f"{row['seconds']:8.2f} {row['images_per_s']:9.3f} {row['tokens_per_s']:9.0f}"
+            rates += f" {row['flops_per_s'] / 1e9:9.1f} {row['share']:6.1%} {row['memory'] / 1e6:7.0f}"
+            lines.append(f"{row['way']:34} {rates} {row['times']:6.2f}")
     tell(figures, lines, as_json=as_json, device=device)
 
 

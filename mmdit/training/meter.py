@@ -1,8 +1,9 @@
 """How fast a run goes, between two lines of its log."""
 
+import math
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,20 +17,45 @@ TIMED = (
 )  # fmt: skip
 
 
+class StepSize:
+    """Tokens and operations of a training step on latents (batch, channel, frame, height, width).
+
+    Backward costs twice the forward, and a multiply-accumulate is two; a text encoder that is trained along is not
+    counted.
+
+    Args:
+        network: configuration of the DiT.
+        text_tokens: of each clip, for a network that takes them.
+    """
+
+    def __init__(self, network: Any, text_tokens: int = 0) -> None:
+        self._network, self._text_tokens = dict(network), text_tokens
+        self._known: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def __call__(self, latents: Sequence[int]) -> tuple[int, int]:
+        clips, _, frames, height, width = latents
+        grid = frames, height, width
+        if grid not in self._known:
+            tokens = math.prod(size // patch for size, patch in zip(grid, self._network["patch_size"], strict=True))
+            cost = model_cost(self._network, grid, text_tokens=self._text_tokens)
+            self._known[grid] = tokens, 3 * 2 * cost.macs
+        tokens, flops = self._known[grid]
+        return clips * tokens, clips * flops
+
+
 class Meter:
     """Counts what this process trained on and how long that took; `line` says it of all processes together.
 
     Args:
-        network: configuration of the DiT, whose forward and backward are counted as three forwards; a text encoder
-            that is trained along is not counted.
+        network: configuration of the DiT.
         peak: operations a second of one process's device, or None.
         clock: seconds.
         text_tokens: of each clip, for a network that takes them.
     """
 
     def __init__(self, network: Any, peak: float | None, clock: Callable[[], float], text_tokens: int = 0) -> None:
-        self._network, self._peak, self._clock, self._text_tokens = dict(network), peak, clock, text_tokens
-        self._flops: dict[tuple[int, int, int], int] = {}
+        self._peak, self._clock = peak, clock
+        self.size_of = StepSize(network, text_tokens)
         self._reset()
 
     def _reset(self) -> None:
@@ -47,17 +73,10 @@ class Meter:
     def end(self, latents: torch.Size) -> None:
         """The step is done, on latents (batch, channel, frame, height, width) of this process."""
         self._seconds += self._clock() - self._began
-        clips, _, *grid = latents
-        patch = self._network["patch_size"]
-        self._clips += clips
-        self._tokens += clips * (grid[0] // patch[0]) * (grid[1] // patch[1]) * (grid[2] // patch[2])
-        self._done += clips * self._flops_of((grid[0], grid[1], grid[2]))
-
-    def _flops_of(self, grid: tuple[int, int, int]) -> int:
-        """Operations of a training step on one clip: backward costs twice the forward, a multiply-accumulate is two."""
-        if grid not in self._flops:
-            self._flops[grid] = 3 * 2 * model_cost(self._network, grid, text_tokens=self._text_tokens).macs
-        return self._flops[grid]
+        tokens, flops = self.size_of(latents)
+        self._clips += latents[0]
+        self._tokens += tokens
+        self._done += flops
 
     def line(self, accelerator: Accelerator) -> dict[str, float]:
         """The figures since the last line; called on every process. Validation and checkpoints are left out.

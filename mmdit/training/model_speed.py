@@ -82,7 +82,7 @@ def measure(case: Case, chosen: Sequence[Way], device: str, runs: int) -> list[R
                 _time(result, partial(trained.step, result.way), device, keep=number > 0, before=trained.prepare)
     for result in results:
         if not result.error:
-            result.memory = trained.stays(result.way) + _peak(partial(trained.step, result.way), device)
+            result.memory = trained.stays(result.way) + peak_over(partial(trained.step, result.way), device)
     return [result for result, _ in work] + results
 
 
@@ -127,8 +127,8 @@ def _flops(case: Case, way: Way) -> int:
     return 3 * 2 * case.batch * model_cost(latte, case.grid).macs
 
 
-def _peak(run: Callable[[], None], device: str) -> int:
-    """Most bytes over what there was before."""
+def peak_over(run: Callable[[], None], device: str) -> int:
+    """Most bytes over what there was before, while `run` runs."""
     if device == "cpu":
         return most_held(run)
     torch.cuda.synchronize(device)

@@ -1,12 +1,14 @@
-"""Muon for convolution kernels: momentum whose step is made orthogonal (Jordan et al. 2024, the Muon optimizer).
+"""Muon: momentum whose step is made orthogonal (Jordan et al. 2024), for matrices and for convolution kernels.
 
-torch.optim.Muon takes matrices only. A kernel (out, in, time, height, width) is a matrix once flattened; here it is
-flattened along the shorter of its two channel axes, which makes the Newton-Schulz products several times smaller for
-kernels that widen, as those in front of a pixel shuffle do.
+torch.optim.Muon takes matrices one by one; on a CPU all of a network's are faster together. A kernel (out, in, time,
+height, width) is a matrix once flattened; here it is flattened along the shorter of its two channel axes, which makes
+the products several times smaller for kernels that widen, as those in front of a pixel shuffle do.
 """
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,6 +16,43 @@ from torch import Tensor, nn
 
 # A quintic whose iteration drives singular values into about [0.7, 1.2] in five rounds (Jordan et al. 2024).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+_TINY = 1e-7  # stands for the norm of a matrix of zeros
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon; on a CPU by `orthogonal`, which takes 0.4 of the time there, and is closer to the exact iteration.
+
+    The state is torch's, so that either goes on from what the other saved.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step on every matrix that has a gradient. `closure` is there for torch's interface and must be None."""
+        if any(matrix.device.type != "cpu" for group in self.param_groups for matrix in group["params"]):
+            return super().step(closure)
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            sides = defaultdict(list)  # what is made orthogonal together
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    sides[min(matrix.shape)].append(matrix)
+            for matrices in sides.values():
+                gradients = [matrix.grad for matrix in matrices]
+                momenta = [self._momentum(matrix) for matrix in matrices]
+                torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+                directions = torch._foreach_lerp(gradients, momenta, momentum)
+                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+                for matrix, found in zip(matrices, orthogonal(directions, group["ns_steps"]), strict=True):
+                    matrix.add_(found, alpha=-lr * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1])))
+        return None
+
+    def _momentum(self, matrix: Tensor) -> Tensor:
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
 
 
 class KernelMuon(torch.optim.Optimizer):
@@ -42,18 +81,29 @@ def orthogonal_kernel(direction: Tensor) -> Tensor:
     swap = direction.shape[1] < direction.shape[0]
     rows = direction.transpose(0, 1) if swap else direction
     matrix = rows.reshape(rows.shape[0], -1)
-    found = _newton_schulz(matrix) * (0.2 * math.sqrt(max(matrix.shape)))
+    found = orthogonal([matrix])[0] * (0.2 * math.sqrt(max(matrix.shape)))
     found = found.reshape(rows.shape)
     return found.transpose(0, 1) if swap else found
 
 
-def _newton_schulz(matrix: Tensor) -> Tensor:
-    """U V^T of matrix = U S V^T, roughly: X <- a X + (b A + c A A) X with A = X X^T."""
+def orthogonal(matrices: Sequence[Tensor], rounds: int = _ROUNDS) -> list[Tensor]:
+    """U V^T of each matrix U S V^T, roughly, in float32; all have the same shorter side.
+
+    Muon's X <- a X + (b A + c A A) X with A = X X^T, begun at X / |X|. For X with fewer columns than rows that is
+    X <- X p(G) with G = X^T X and p(G) = a + b G + c G G, after which G is G p(G)^2. So all rounds are done on the
+    small matrices G, which fit into one product, and X is multiplied once, by all p(G) together.
+    """
     a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    tall = [(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).float() for matrix in matrices]
+    gram = torch.stack([x.T @ x for x in tall])  # (count, side, side)
+    norms = gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt().clamp_min(_TINY)[:, None, None]
+    gram = gram / norms.square()
+    quintics: list[Tensor] = []
+    for number in range(rounds):
+        if number:
+            gram = gram @ quintics[-1] @ quintics[-1]
+        quintics.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        quintics[-1].diagonal(dim1=1, dim2=2).add_(a)
+    factors = reduce(torch.bmm, quintics) / norms
+    products = [x @ factor for x, factor in zip(tall, factors, strict=True)]
+    return [x if x.shape == matrix.shape else x.T for x, matrix in zip(products, matrices, strict=True)]

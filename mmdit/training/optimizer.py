@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from mmdit.models import DiT, Network
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.eight_bit import adamw_8bit
+from mmdit.training.muon import Muon
 
 if TYPE_CHECKING:
     from mmdit.training.run import Trainee
@@ -34,7 +35,7 @@ def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer
     if matrices:
         assert config.muon_lr is not None
         rounds = config.muon_rounds
-        muon = torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, ns_steps=rounds)
+        muon = Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, ns_steps=rounds)
         optimizers.append(muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

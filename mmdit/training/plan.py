@@ -13,7 +13,7 @@ from mmdit.training.config import RunConfig
 from mmdit.training.devices import DEVICES, Device, find_device
 from mmdit.training.memory import DTYPES, StepInputs, StepMemory, trace_step
 from mmdit.training.plan_data import Latent, PlanData, step_inputs
-from mmdit.training.precision import cpu_rates, quick_precision
+from mmdit.training.precision import product_rates, quick_precision
 
 # Of a device's peak, where nobody has measured: published trainings of such networks reach 0.07 to 0.33.
 ASSUMED_SHARE = 0.2
@@ -126,7 +126,7 @@ def _device(config: RunConfig, gpu: str | None) -> tuple[Device, str]:
     precision = config.precision
     if gpu is None and not torch.cuda.is_available():
         precision = quick_precision() if precision == "auto" else precision
-        (peak,) = cpu_rates(DTYPES[precision], shape=(1024, 1024, 4096))
+        (peak,) = product_rates(DTYPES[precision])
         return Device("this CPU", peak, psutil.virtual_memory().total), precision
     precision = "bfloat16" if precision == "auto" else precision
     known = find_device(gpu or torch.cuda.get_device_name())

@@ -5,12 +5,12 @@ import time
 
 import torch
 
-SHAPE = (512, 512, 2048)  # rows, inputs, outputs of the product that a CPU is measured on
+SMALL, LARGE = (512, 512, 2048), (2048, 2048, 2048)  # rows, inputs, outputs of products that are measured
 ROUNDS = 3
 
 
 def quick_precision() -> str:
-    """"bfloat16" where this machine's GPU, or without one its CPU, computes it quicker than float32; else "float32"."""
+    """What this machine's GPU, or without one its CPU, computes products in the quickest: float32 or bfloat16."""
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if _cpu_is_quick_at_bfloat16() else "float32"
@@ -19,20 +19,22 @@ def quick_precision() -> str:
 @functools.cache
 def _cpu_is_quick_at_bfloat16() -> bool:
     """Measured: of two processors with AVX-512's bfloat16 products, one took 0.4 times and one 1.7 times as long."""
-    rates = cpu_rates(torch.float32, torch.bfloat16)
+    rates = product_rates(torch.float32, torch.bfloat16, shape=SMALL)
     return rates[1] > rates[0]
 
 
-def cpu_rates(*dtypes: torch.dtype, shape: tuple[int, int, int] = SHAPE) -> list[float]:
-    """Operations a second of this CPU on a product of these rows, inputs and outputs, in each precision, the best of
-    a few taken in turns; a multiply-accumulate counts as two."""
+def product_rates(*dtypes: torch.dtype, shape: tuple[int, int, int] = LARGE, device: str = "cpu") -> list[float]:
+    """Operations a second of a device on a product of these rows, inputs and outputs, in each precision: the best of a
+    few taken in turns; a multiply-accumulate counts as two."""
     rows, inputs, outputs = shape
-    pairs = [(torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)) for dtype in dtypes]
+    pairs = [[torch.ones(n, inputs, dtype=dtype, device=device) for n in (rows, outputs)] for dtype in dtypes]
     seconds = [float("inf")] * len(pairs)
     for number in range(ROUNDS + 1):
         for index, (x, weight) in enumerate(pairs):
             began = time.perf_counter()
             torch.nn.functional.linear(x, weight)
+            if device != "cpu":
+                torch.accelerator.synchronize(device)
             if number:  # the first chooses kernels
                 seconds[index] = min(seconds[index], time.perf_counter() - began)
     return [2 * rows * inputs * outputs / best for best in seconds]

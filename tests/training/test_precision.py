@@ -1,4 +1,4 @@
-""""auto" is the precision that this device is quick at, and a run goes on in the one that it was begun with."""
+""" "auto" is the precision that this device is quick at, and a run goes on in the one that it was begun with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmdit.errors import Refused
 from mmdit.training import precision, processes, resume_rules
 from mmdit.training.checkpoint import find_checkpoint, read_state
 from mmdit.training.loop import train
-from mmdit.training.precision import cpu_rates, quick_precision
+from mmdit.training.precision import product_rates, quick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +24,10 @@ def forget() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("rates", "name"), [([2.0, 1.0], "float32"), ([1.0, 2.5], "bfloat16")])
-def test_auto_is_what_the_processor_is_quick_at(
-    rates: list[float], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_is_what_the_processor_is_quick_at(rates: list[float], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[torch.dtype, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(precision, "cpu_rates", lambda *dtypes: asked.append(dtypes) or rates)
+    monkeypatch.setattr(precision, "product_rates", lambda *dtypes, shape: asked.append(dtypes) or rates)
     assert [quick_precision(), quick_precision()] == [name, name]
     assert asked == [(torch.float32, torch.bfloat16)]  # once
 
@@ -43,11 +41,11 @@ def test_the_rate_is_that_of_the_best_product_after_the_first(monkeypatch: pytes
 
     monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.nn.functional, "linear", tick)
-    assert cpu_rates(torch.float32, torch.bfloat16, shape=(2, 3, 4)) == [2 * 24 / 2.0, 2 * 24 / 0.5]
+    assert product_rates(torch.float32, torch.bfloat16, shape=(2, 3, 4)) == [2 * 24 / 2.0, 2 * 24 / 0.5]
 
 
 def test_the_rate_of_a_real_product_is_one_of_a_processor() -> None:
-    (rate,) = cpu_rates(torch.float32)
+    (rate,) = product_rates(torch.float32)
     assert 1e8 < rate < 1e15
 
 
