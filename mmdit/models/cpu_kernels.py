@@ -123,14 +123,19 @@ class _Gelu(torch.autograd.Function):
         x = x.contiguous()
         value, slope = torch.empty_like(x), torch.empty_like(x)
         rise, fall, one = x.new_tensor((RISE, -2 * RISE, 1.0), dtype=torch.float32).unbind()
-        a, b, c = torch.empty(3, min(CHUNK, x.numel()))
+        is_whole = x.dtype == torch.float32  # else float32 is passing: a holds x, b the value, c the slope
+        a, b, c, d = torch.empty(4, min(CHUNK, x.numel()))
         for part, out, out_slope in zip(*(t.view(-1).split(CHUNK) for t in (x, value, slope)), strict=True):
-            u, v, s = a[: len(part)].copy_(part), b[: len(part)], c[: len(part)]
-            torch.add(rise, torch.mul(u, u, out=v), alpha=BEND, out=v)  # v = RISE + BEND x^2
+            n = len(part)
+            u, y, s = (part, out, out_slope) if is_whole else (a[:n].copy_(part), b[:n], c[:n])
+            v = torch.addcmul(rise, u, u, value=BEND, out=d[:n])  # RISE + BEND x^2
             torch.sigmoid(torch.mul(u, v, out=s), out=s)
-            out.copy_(u.mul_(s))
-            torch.add(fall, v, alpha=3, out=v).mul_(u)  # x s (RISE + 3 BEND x^2)
-            out_slope.copy_(s.lerp_(one, v))  # s + x s (1 - s) (RISE + 3 BEND x^2)
+            torch.mul(u, s, out=y)
+            torch.add(fall, v, alpha=3, out=v).mul_(y)  # x s (RISE + 3 BEND x^2)
+            s.lerp_(one, v)  # s + x s (1 - s) (RISE + 3 BEND x^2)
+            if not is_whole:
+                out.copy_(y)
+                out_slope.copy_(s)
         ctx.save_for_backward(slope)
         return value
 

@@ -1,7 +1,7 @@
 """The losses of the debugging recipe, step by step, are those of golden_losses.json.
 
-On a platform (processor, torch, instruction set) that the file has, they are equal bit for bit; on others, near those of
-the first one. After a change that is meant to change losses, `python tests/training/test_golden.py` writes the file's
+On a platform (processor, torch, instruction set) that the file has, they are equal bit for bit; on others, near those
+of the first one. After a change that is meant to change losses, `python tests/training/test_golden.py` writes the file's
 entry of this platform anew.
 """
 
@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 SHAPE = (4, 3, 8, 6)
 SETTINGS = {"codec": "made", "dtype": "float32", "tiling": None}
 LABELS, COLOURS = ["coat", "dress", "skirt"], ["red", "blue"]
-# Other kernels add up in another order: measured, 2.2e-7 without AVX-512 and without any AVX, and from AMD's to Intel's.
+# Other kernels add up in another order: measured, 2.2e-7 without AVX-512 and without any AVX, 2.0e-7 from AMD to Intel.
 TOLERANCE = 1e-4
 
 
