@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+from torch import nn
 
 from mmdit.diffusion import GaussianDiffusion, make_scheduler
 from mmdit.models import DiT, model_cost, to_diffusers
@@ -91,7 +92,8 @@ def compare_pipelines(
     """
     pipeline, peer = make_pair(preset, size, device)
     apart = difference(pipeline, peer)
-    peer.to(DTYPES[precision])
+    for part in (peer.transformer, peer.vae):
+        nn.Module.to(part, DTYPES[precision])  # diffusers' own `to` warns of what does not concern these networks
     calls = {
         f"diffusers DiTPipeline, {precision}": partial(_theirs, peer, images, device),
         f"mmdit, {precision}": partial(_ours, pipeline, images, precision),

@@ -60,8 +60,8 @@ def _step_figures(cost: "LoopCost", step: float) -> dict[str, Any]:
 
     (rate,) = product_rates(DTYPES[cost.precision])
     return {
-        "precision": cost.precision, "batches": cost.batches, "step": step, "tokens_per_s": cost.tokens / step,
-        "flops_per_s": cost.flops / step, "product_flops_per_s": rate, "share": cost.flops / step / rate,
+        "precision": cost.precision, "batches": cost.batches, "step": step, "tokens_per_s": cost.tokens_per_s,
+        "flops_per_s": cost.flops_per_s, "product_flops_per_s": rate, "share": cost.flops_per_s / rate,
         "memory": cost.memory,
     }  # fmt: skip
 

@@ -3,8 +3,8 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,13 @@ from mmdit.training.sources import Sources
 
 MODEL = ("forward and backward", "optimizer step")
 WAITING = "waiting for the batch"  # which is made while the step before is computed
-_ADAMW = torch.optim.AdamW
 WARM_UP = 3  # first steps that are slower: kernels are chosen, files come from the disk
+PARTS = {
+    WAITING: (loop, "_next"), "forward and backward": (loop, "_backward"),
+    "gradient norm": (loop, "_gradient_norm"), "finite or not": (loop, "_judge"), "clipping": (loop, "_clip"),
+    "averages": (EMA, "update"), "log": (loop, "_log"), "checkpoint": (loop, "save"),
+}  # fmt: skip
+EACH_STEP = (*MODEL, *(name for name in PARTS if name not in (*MODEL, "checkpoint")))
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,10 @@ class LoopCost:
     precision: str
     batches: tuple[str, ...]
     """Shapes of the latents in them, without repeats, as "32 x 12x9x8x6"."""
-    tokens: float
-    """A step, on average."""
-    flops: float
-    """Operations of the network in a step, on average; a multiply-accumulate counts as two."""
+    tokens_per_s: float
+    """Over all steps."""
+    flops_per_s: float
+    """The network's operations over all steps; a multiply-accumulate counts as two."""
     memory: int
     """Most bytes that the process, or its GPU, held until then."""
 
@@ -63,81 +68,98 @@ def measure_loop(config: RunConfig, folder: Path, steps: int, *, plain: bool = F
     Raises:
         Refused: what `train` refuses.
     """
-    spent: dict[str, float] = defaultdict(float)
-    seen: list[dict[str, float]] = []
-    last = time.perf_counter()
+    clock, spread = _Clock(), config.checkpoint_every
+    steps += WARM_UP
+    changes = {"steps": steps, "checkpoint_every": steps, "validate_every": steps + 1, "samples": None}
+    config = config.model_copy(update=changes | ({"precision": "float32"} if plain else {}))
+    with _as_one_would_write_it() if plain else nullcontext(), _clocked(clock):
+        loop.train(config, folder, progress=clock.step_done)
+    checkpoint, seen = clock.spent["checkpoint"] / spread, clock.seen[WARM_UP:]
+    for step in seen:
+        step["rest"] = step["step"] - sum(step[name] for name in EACH_STEP)
+    middle = {name: statistics.median(step[name] for step in seen) for name in (*EACH_STEP, "rest", "step")}
+    own = statistics.median(1 - sum(step[name] for name in MODEL) / step["step"] for step in seen)
+    whole = middle.pop("step") + checkpoint
+    seconds = sum(step["step"] for step in seen)
+    tokens, flops = (sum(size) / seconds for size in zip(*clock.sizes[WARM_UP:], strict=True))
+    run = clock.run
+    assert run is not None
+    return LoopCost(
+        whole, {**middle, "checkpoint": checkpoint}, 1 - (1 - own) * (1 - checkpoint / whole), run.config.precision,
+        tuple(dict.fromkeys(f"{n} x {'x'.join(map(str, shape))}" for n, *shape in clock.shapes[WARM_UP:])),
+        tokens, flops, memory_held(run.accelerator.device),
+    )  # fmt: skip
 
-    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+
+class _Clock:
+    """`spent`: seconds by part since the last step. `seen`: the same of each step, with "step" for all of it.
+    `shapes`, `sizes`: of its batch, and the tokens and operations in it."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.spent: dict[str, float] = defaultdict(float)
+        self.seen: list[dict[str, float]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.last = time.perf_counter()
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
             began = time.perf_counter()
             try:
                 return function(*given, **named)
             finally:
-                spent[name] += time.perf_counter() - began
+                self.spent[name] += time.perf_counter() - began
 
         return call
 
+    def step_done(self, *_: object) -> None:
+        now = time.perf_counter()
+        self.seen.append(defaultdict(float, self.spent, step=now - self.last))
+        self.spent.clear()
+        self.last = now
+
+
+@contextmanager
+def _clocked(clock: _Clock) -> Iterator[None]:
+    """Inside, the loop runs with a clock around each part, and does not validate."""
+    plain_begin, plain_end = loop.begin_run, Meter.end
+
     def begin(*given: Any) -> Run:
-        run = plain_begin(*given)
-        begun.append(run)
-        for one in run.optimizers:
-            one.step = clocked("optimizer step", one.step)  # type: ignore[method-assign]
-        return run
+        clock.run = plain_begin(*given)
+        for one in clock.run.optimizers:
+            one.step = clock.around("optimizer step", one.step)  # type: ignore[method-assign]
+        return clock.run
 
     def end(meter: Meter, latents: torch.Size) -> None:
-        shapes.append(tuple(latents))
-        sizes.append(meter.size_of(latents))
+        clock.shapes.append(tuple(latents))
+        clock.sizes.append(meter.size_of(latents))
         plain_end(meter, latents)
 
-    def step_done(*_: object) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        seen.append(defaultdict(float, spent, step=now - last))
-        spent.clear()
-        last = now
-
-    begun: list[Run] = []
-    shapes: list[tuple[int, ...]] = []
-    sizes: list[tuple[int, int]] = []
-    plain_begin, plain_end, spread = loop.begin_run, Meter.end, config.checkpoint_every
-    steps += WARM_UP
-    changes = {"steps": steps, "checkpoint_every": steps, "validate_every": steps + 1, "samples": None}
-    config = config.model_copy(update=changes | ({"precision": "float32"} if plain else {}))
-    parts = {
-        WAITING: (loop, "_next"), "forward and backward": (loop, "_backward"),
-        "gradient norm": (loop, "_gradient_norm"), "finite or not": (loop, "_judge"), "clipping": (loop, "_clip"),
-        "averages": (EMA, "update"), "log": (loop, "_log"), "checkpoint": (loop, "save"),
-    }  # fmt: skip
     with ExitStack() as clocks:
-        if plain:
-            clocks.enter_context(plain_kernels())
-            clocks.enter_context(patch.object(loop, "keep_freed_memory", partial(keep_freed_memory, False)))
-            clocks.enter_context(patch.object(torch.optim, "AdamW", _not_fused))
-            clocks.enter_context(patch.object(optimizer, "Muon", torch.optim.Muon))
         clocks.enter_context(patch.object(loop, "begin_run", begin))
         clocks.enter_context(patch.object(Meter, "end", end))
         clocks.enter_context(patch.object(loop, "held_out", lambda *_: {}))
-        for name, (owner, attribute) in parts.items():
-            clocks.enter_context(patch.object(owner, attribute, clocked(name, getattr(owner, attribute))))
-        loop.train(config, folder, progress=step_done)
-    checkpoint = spent["checkpoint"] / spread
-    names = (*MODEL, *(name for name in parts if name not in (*MODEL, "checkpoint")))
-    for step in seen:
-        step["rest"] = step["step"] - sum(step[name] for name in names)
-    middle = {name: statistics.median(step[name] for step in seen[WARM_UP:]) for name in (*names, "rest", "step")}
-    own = statistics.median(1 - sum(step[name] for name in MODEL) / step["step"] for step in seen[WARM_UP:])
-    whole = middle.pop("step") + checkpoint
-    shapes, sizes = shapes[WARM_UP:], sizes[WARM_UP:]
-    return LoopCost(
-        whole, {**middle, "checkpoint": checkpoint}, 1 - (1 - own) * (1 - checkpoint / whole),
-        begun[0].config.precision, tuple(dict.fromkeys(f"{n} x {'x'.join(map(str, shape))}" for n, *shape in shapes)),
-        statistics.mean(tokens for tokens, _ in sizes), statistics.mean(flops for _, flops in sizes),
-        memory_held(begun[0].accelerator.device),
-    )  # fmt: skip
+        for name, (owner, attribute) in PARTS.items():
+            clocks.enter_context(patch.object(owner, attribute, clock.around(name, getattr(owner, attribute))))
+        yield
 
 
-def _not_fused(weights: Any, **options: Any) -> torch.optim.Optimizer:
-    return _ADAMW(weights, **{**options, "fused": False})
+@contextmanager
+def _as_one_would_write_it() -> Iterator[None]:
+    """Inside, nothing makes a step quicker on a CPU."""
+    adamw = torch.optim.AdamW
+
+    def not_fused(weights: Any, **options: Any) -> torch.optim.Optimizer:
+        return adamw(weights, **{**options, "fused": False})
+
+    with (
+        plain_kernels(),
+        patch.object(loop, "keep_freed_memory", partial(keep_freed_memory, False)),
+        patch.object(torch.optim, "AdamW", not_fused),
+        patch.object(optimizer, "Muon", torch.optim.Muon),
+    ):
+        yield
 
 
 def measure_loading(config: RunConfig, steps: int) -> list[float]:

@@ -123,7 +123,7 @@ def _notes(config: RunConfig, channels: int) -> list[str]:
 
 def _device(config: RunConfig, gpu: str | None) -> tuple[Device, str]:
     """The device, with peak 0 where that is not known, and the precision of the products on it."""
-    precision = config.precision
+    precision: str = config.precision
     if gpu is None and not torch.cuda.is_available():
         precision = quick_precision() if precision == "auto" else precision
         (peak,) = product_rates(DTYPES[precision])

@@ -4,9 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import commands
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmdit.errors import Refused, Stopped
+from mmdit.latents.codec import load_codec
 from mmdit.tools import bench_compare, bench_output, cli
 
 
@@ -70,3 +74,18 @@ def test_what_cannot_be_compared_is_refused(history: Path, tmp_path: Path) -> No
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(Refused):
             bench_compare.main(tmp_path / "bad.json", rounds=1, commit=None, as_json=True)
+
+
+def test_encoding_is_told_with_what_the_codec_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("bench", "encode", "--clips", "16", "--runs", "1", "--bucket", "3x32x32", "--source-size", "32x32")
+    assert commands.exit_code(*words, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["about"]["precision"] == "float32" and figures["memory"] > 10**7
+    assert list(figures["clips_per_second"]) == ["encode", "codec alone", "reading alone", "plain loop"]
+    with FlopCounterMode(display=False) as counted:
+        load_codec("fashion").encode(torch.zeros(2, 3, 3, 32, 32))
+    assert 2 * figures["flops_per_clip"] == counted.get_total_flops() > 0
+    assert commands.exit_code(*words) == 0
+    lines = {line[:14].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines["codec alone"].rstrip().endswith("%") and "GFLOP/s" in lines[""]
+    assert len(lines["reading alone"].split()) == 4  # it computes nothing

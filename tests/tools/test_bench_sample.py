@@ -9,8 +9,11 @@ import tiny
 import torch
 
 from mmdit import files
+from mmdit.models import create_model, model_cost
 from mmdit.pipelines import comparison, load_pipeline
 from mmdit.pipelines.broadcast_file import weights_of
+from mmdit.pipelines.sampling_speed import DTYPES, LABELS
+from mmdit.tools import bench_sample
 from mmdit.tools.bench_sample import ATTRIBUTES
 
 FEW = ["bench", "sample", "--prompts", "2", "--steps", "4", "--reference-steps", "6", "--runs", "1", "--floor", "3"]
@@ -69,3 +72,27 @@ def test_a_model_that_reads_no_prompts_is_refused(tmp_path: Path, capsys: pytest
     tiny.write_run(tmp_path / "run", text_encoder="")
     assert commands.exit_code(*FEW, str(tmp_path / "run")) == 2
     assert "reads no prompts" in capsys.readouterr().err
+
+
+def test_without_a_run_images_are_sampled_beside_diffusers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_sample, "LATENTS", 8)
+    words = ["bench", "sample", "--preset", "tiny", "--steps", "2", "--runs", "1", "--batch", "2"]
+    assert commands.exit_code(*words, "--json") == 0
+    rows = {row["way"]: row for row in json.loads(capsys.readouterr().out)["figures"]}
+    assert list(rows) == [f"{name}, {precision}" for precision in DTYPES for name in ("diffusers DiTPipeline", "mmdit")]
+    options = {"sample_size": (1, 8, 8), "in_channels": 4, "out_channels": 8, "num_classes": LABELS}
+    flops = 2 * 2 * model_cost(create_model("tiny", **options).config, (1, 8, 8)).macs  # with and without the label
+    for row in rows.values():
+        assert row["networks_apart"] < 1e-5 and row["memory"] > 0 and row["times"] > 0
+        assert row["tokens_per_s"] * row["seconds"] == pytest.approx(2 * 2 * 16)
+        assert row["flops_per_s"] * row["seconds"] == pytest.approx(2 * 2 * flops)
+        assert row["share"] == pytest.approx(row["flops_per_s"] / row["product_flops_per_s"])
+    assert rows["diffusers DiTPipeline, float32"]["times"] == 1
+    assert commands.exit_code(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 images of tiny, latents of 8x8, 2 steps" in lines[1]
+    assert [line[:34].strip() for line in lines[3:]] == list(rows)
+    assert commands.exit_code("bench", "sample", "--preset", "DiT-Q/3") == 2
+    assert "unknown preset" in capsys.readouterr().err

@@ -27,7 +27,12 @@ def forget() -> Iterator[None]:
 def test_auto_is_what_the_processor_is_quick_at(rates: list[float], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[torch.dtype, ...]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(precision, "product_rates", lambda *dtypes, shape: asked.append(dtypes) or rates)
+
+    def measured(*dtypes: torch.dtype, shape: tuple[int, int, int]) -> list[float]:
+        asked.append(dtypes)
+        return rates
+
+    monkeypatch.setattr(precision, "product_rates", measured)
     assert [quick_precision(), quick_precision()] == [name, name]
     assert asked == [(torch.float32, torch.bfloat16)]  # once
 
