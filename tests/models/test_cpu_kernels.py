@@ -111,6 +111,19 @@ def test_gelu_is_its_plain_form(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     assert torch.equal(gelu(x), F.gelu(x, approximate="tanh"))  # without a gradient there is nothing to be quicker at
 
 
+def test_gelu_as_it_is_compiled_is_its_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4097), torch.tensor([-1e4, -60.0, 0.0, 60.0, 1e4])])
+    plain = with_gradients(lambda x: F.gelu(x, approximate="tanh"), x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = with_gradients(gelu, x)
+    assert not torch.equal(compiled[0], plain[0])  # another form
+    for ours, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
+    with plain_kernels("gelu"):
+        assert torch.equal(gelu(x), plain[0])
+    assert gelu(x.to("meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("lead", "tokens", "keys"), [((2, 3), 5, 5), ((4,), 7, 9)])
 def test_attention_over_few_tokens_is_its_plain_form(
