@@ -89,6 +89,8 @@ def main(
     from mmdit.pipelines.loading import find_source, load_pipeline
     from mmdit.tools.bench_output import tell
     from mmdit.tools.progress import progress_line
+    from mmdit.training.meter import memory_held
+    from mmdit.training.precision import product_rates
 
     only = faster or ()
     wanted = not only or any("broadcast" in read_ways(word.split("+")) for word in only)
@@ -105,9 +107,18 @@ def main(
             ways(pipeline.process, steps, reference_steps, found, only),
             runs=runs, call=call, read=load_probe().read, wanted=columns(asked, ATTRIBUTES), progress=advance,
         )  # fmt: skip
-    figures = {"clips": prompts, "timed": min(batch, prompts), "ways": plain_values(results),
-               "broadcast": _as_json(found)}  # fmt: skip
-    lines = [f"clips {prompts}, timed {min(batch, prompts)}", *_table(results), *_told(found, wanted)]
+    (product,) = product_rates(torch.float32, device=device)
+    timed, grid = min(batch, prompts), pipeline.latent_grid(*pipeline.default_size())
+    rates = [_rates(row, timed, pipeline.transformer.config, grid, product) for row in results]
+    figures = {
+        "clips": prompts, "timed": timed, "precision": "float32", "latent": [pipeline.codec.channels, *grid],
+        "product_flops_per_s": product, "memory": memory_held(torch.device(device)),
+        "ways": [row | more for row, more in zip(plain_values(results), rates, strict=True)],
+        "broadcast": _as_json(found),
+    }  # fmt: skip
+    about = f"clips {prompts}, timed {timed}, float32, latents of {'x'.join(map(str, figures['latent']))}"
+    held = f"{figures['memory'] / 1e6:.0f} MB held at most; a large product: {product / 1e9:.1f} GFLOP/s"
+    lines = [f"{about}; {held}", *_table(results, rates), *_told(found, wanted)]
     tell(figures, lines, as_json=as_json, device=device)
 
 
@@ -164,15 +175,26 @@ def _calibrate(pipeline: Any, floor: float | None, call: dict[str, Any], path: P
     return found.how
 
 
-def _table(results: "list[Result]") -> list[str]:
+def _rates(row: "Result", clips: int, network: Any, grid: tuple[int, int, int], product: float) -> dict[str, float]:
+    """Of the clips that were timed: tokens and operations a second in what was computed, and the share of `product`."""
+    from mmdit.training.meter import StepSize
+
+    tokens, training = StepSize(network)((clips, 0, *grid))
+    tokens_per_s, flops_per_s = (row.passes * amount / row.seconds for amount in (tokens, training / 3))
+    return {"tokens_per_s": tokens_per_s, "flops_per_s": flops_per_s, "share": flops_per_s / product}
+
+
+def _table(results: "list[Result]", rates: list[dict[str, float]]) -> list[str]:
     names = list(results[0].accuracy)
-    head = "".join(f"{name:>9}" for name in names)
-    lines = [f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8} {'CPU s':>8}  {'PSNR dB':>15}{head}"]
-    for row in results:
+    head = f"{'way':40} {'steps':>5} {'calls':>5} {'passes':>6} {'seconds':>8} {'CPU s':>8}"
+    head += f" {'tokens/s':>9} {'GFLOP/s':>8} {'share':>6}  {'PSNR dB':>15}"
+    lines = [head + "".join(f"{name:>9}" for name in names)]
+    for row, rate in zip(results, rates, strict=True):
         quality = "-" if row.psnr is None else f"{row.psnr:.1f}"
         quality += "" if row.psnr_plain is None else f" ({row.psnr_plain:.1f})"
         shares = "".join(f"{row.accuracy[name]:9.1%}" for name in names)
         counts = f"{row.steps:5} {row.calls:5} {row.passes:6.1f} {row.seconds:8.2f} {row.cpu_seconds:8.2f}"
+        counts += f" {rate['tokens_per_s']:9.0f} {rate['flops_per_s'] / 1e9:8.1f} {rate['share']:6.1%}"
         lines.append(f"{row.name:40} {counts}  {quality:>15}{shares}")
     return lines
 

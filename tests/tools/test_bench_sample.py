@@ -1,6 +1,7 @@
 """`mmdit bench sample` prints its table and its JSON, and calibrates once."""
 
 import json
+import math
 from pathlib import Path
 
 import commands
@@ -33,7 +34,8 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("sample: ")]
     machine = dict(said.rsplit(" ", 1) for said in lines.pop(0).split(", "))
     assert (machine["threads"], machine["torch"]) == ("1", torch.__version__)
-    assert lines.pop(0) == "clips 2, timed 2"
+    about = lines.pop(0)
+    assert about.startswith("clips 2, timed 2, float32, latents of 4x3x2x4; ") and "MB held at most" in about
     assert lines[0].split()[:7] == ["way", "steps", "calls", "passes", "seconds", "CPU", "s"]
     assert lines[0].split()[-4:] == list(ATTRIBUTES)
     written = settings.read_text("utf-8")
@@ -44,11 +46,16 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
     assert figures["broadcast"]["every"] == json.loads(written)["every"]
     assert told["torch"] == machine["torch"]
     assert len(figures["ways"]) == len(lines) - 2
+    patch = load_pipeline(run).transformer.config.patch_size
     for line, row in zip(lines[1:], figures["ways"], strict=False):
         assert line.startswith(row["name"])
         assert line[40:].split()[:2] == [str(row["steps"]), str(row["calls"])]
         assert list(row["accuracy"]) == list(ATTRIBUTES)
         assert row["cpu_seconds"] > 0
+        tokens = row["tokens_per_s"] * row["seconds"] / row["passes"]
+        assert tokens == pytest.approx(2 * 3 * 2 * 4 / math.prod(patch))  # of two clips
+        assert row["share"] == pytest.approx(row["flops_per_s"] / figures["product_flops_per_s"])
+    assert figures["memory"] > 10**7 and figures["latent"] == [4, 3, 2, 4]
 
 
 def test_only_the_ways_that_are_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
