@@ -110,7 +110,7 @@ def main(
     (product,) = product_rates(torch.float32, device=device)
     timed, grid = min(batch, prompts), pipeline.latent_grid(*pipeline.default_size())
     rates = [_rates(row, timed, pipeline.transformer.config, grid, product) for row in results]
-    figures = {
+    figures: dict[str, Any] = {
         "clips": prompts, "timed": timed, "precision": "float32", "latent": [pipeline.codec.channels, *grid],
         "product_flops_per_s": product, "memory": memory_held(torch.device(device)),
         "ways": [row | more for row, more in zip(plain_values(results), rates, strict=True)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ from mmdit.training import checkpoint as checkpoints
 from mmdit.training import lora
 from mmdit.training.config import RunConfig
 from mmdit.training.data_files import check_data_file
-
-if TYPE_CHECKING:
-    from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 LABELS = "y_embedder.embedding_table.weight"
 BLOCKS = ("blocks.", "unet.")  # before the names of the weights that are not of one input alone

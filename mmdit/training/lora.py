@@ -12,7 +12,7 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -23,9 +23,7 @@ from mmdit.conditioning import load_text_encoder
 from mmdit.errors import Refused
 from mmdit.models import DiT, Network, read_network
 from mmdit.training.model_config import LoraConfig
-
-if TYPE_CHECKING:
-    from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 FILE = "pytorch_lora_weights.safetensors"
 BASE = "base"

@@ -27,7 +27,7 @@ from mmdit.training.build import Inputs, build_network, build_process
 from mmdit.training.config import RunConfig
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import make_optimizers
-from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -1,9 +1,6 @@
 """Optimizers and their learning rate."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,9 +10,7 @@ from mmdit.models import DiT, Network
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.eight_bit import adamw_8bit
 from mmdit.training.muon import Muon
-
-if TYPE_CHECKING:
-    from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 
 def make_optimizers(trainee: Trainee, config: OptimizerConfig) -> list[Optimizer]:

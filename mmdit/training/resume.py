@@ -23,10 +23,11 @@ from mmdit.training.init_from import init_from
 from mmdit.training.processes import on_any
 from mmdit.training.retention import check_retention, remove_old
 from mmdit.training.room import check_room
-from mmdit.training.run import Run, Trainee, with_weights
+from mmdit.training.run import Run
 from mmdit.training.run_data import check_data, data_state
 from mmdit.training.sharding import load_weights, local, whole
 from mmdit.training.shards import Groups, Places, offsets, read_whole, write_together
+from mmdit.training.trainee import Trainee, with_weights
 
 log = logging.getLogger("mmdit.training")
 

@@ -1,8 +1,6 @@
 """A run: everything that training holds, and how it is put together from a recipe."""
 
-import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from mmdit.conditioning import TextEncoder, build_text_encoder, load_text_encoder
 from mmdit.diffusion.samplers import Process
-from mmdit.models import DiT, Network
+from mmdit.models import DiT
 from mmdit.seeds import seed_at
 from mmdit.training.build import Inputs, build_network, build_process, find_bottleneck
 from mmdit.training.config import RunConfig
@@ -28,30 +26,10 @@ from mmdit.training.processes import check_batches
 from mmdit.training.sharding import is_sharded, shard_network
 from mmdit.training.snapshot import Writer
 from mmdit.training.sources import Pool, Sources
-from mmdit.training.texts import Text, texts_of
+from mmdit.training.texts import texts_of
+from mmdit.training.trainee import Trainee, with_weights
 
 log = logging.getLogger(__name__)
-
-
-class Trainee(nn.Module):
-    """What is trained, as one module: the network, and the text encoder where it is trained along."""
-
-    def __init__(self, transformer: Network, text_encoder: TextEncoder | None) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.text_encoder = text_encoder
-
-    def forward(self, latents: Tensor, timesteps: Tensor, labels: Tensor | None, text: Text | None) -> Tensor:
-        """Noised latents (B, C, F, H, W) to the prediction; `text` is what `Batch.text` holds."""
-        pooled, tokens = None, {}
-        if text is not None:
-            if self.text_encoder is not None:
-                said = self.text_encoder(*text)
-                text = said.pooled, said.tokens, said.mask
-            pooled = text[0]
-            if self.transformer.config.get("text_token_dim"):
-                tokens = {"text_tokens": text[1], "text_mask": text[2]}
-        return self.transformer(latents, timesteps, labels=labels, text=pooled, **tokens)
 
 
 @dataclass
@@ -141,15 +119,6 @@ def begin_run(config: RunConfig, folder: Path, accelerator: Accelerator) -> Run:
     run.writers = dist.new_group(backend="gloo") if sharded else None
     run.text_fingerprint = text_encoder.fingerprint if text_encoder is not None and not is_trained else None
     return run
-
-
-def with_weights(trainee: Trainee, weights: Mapping[str, Tensor]) -> Trainee:
-    """A copy with these weights and buffers, by name, not copied themselves; others are shared with the trainee."""
-    own = dict(trainee.named_parameters())
-    new = {k: nn.Parameter(weights[k].to(w.dtype), w.requires_grad) if k in weights else w for k, w in own.items()}
-    made = copy.deepcopy(trainee, {id(own[name]): weight for name, weight in new.items()})  # "copied already"
-    made.load_state_dict({k: weights[k] for k, _ in made.named_buffers() if k in weights}, strict=False)
-    return made
 
 
 def _text_encoder(config: RunConfig, folder: Path, captions: list[str]) -> TextEncoder | None:

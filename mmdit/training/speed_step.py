@@ -182,8 +182,8 @@ class _Sharded(nn.Module):
 
 
 def _sharded(network: DiT, device: torch.device, precision: str) -> nn.Module:
-    from mmdit.training.run import Trainee
     from mmdit.training.sharding import shard_network
+    from mmdit.training.trainee import Trainee
 
     trainee = Trainee(network, None)
     told = {"float32": "no", "bfloat16": "bf16"}[precision]

@@ -17,7 +17,7 @@ from mmdit.training.config import OptimizerConfig
 from mmdit.training.cost import MODEL, measure_loading, measure_loop, measure_plain_loading
 from mmdit.training.muon import Muon
 from mmdit.training.optimizer import make_optimizers
-from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 
 def test_the_parts_add_up(recipe: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mmdit.training.config import OptimizerConfig
 from mmdit.training.eight_bit import adamw_8bit
 from mmdit.training.loop import train
 from mmdit.training.optimizer import make_optimizers
-from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is an extra")
 

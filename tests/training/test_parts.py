@@ -10,7 +10,7 @@ from mmdit.models.block import CONDITIONINGS
 from mmdit.training.config import OptimizerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.optimizer import learning_rate_scale, make_optimizers, set_learning_rate
-from mmdit.training.run import Trainee
+from mmdit.training.trainee import Trainee
 
 
 def test_the_average_follows_its_formula_and_leaves_the_weights_alone() -> None:

@@ -22,8 +22,8 @@ from mmdit.training.loop import train
 from mmdit.training.optimizer import make_optimizers
 from mmdit.training.plan import plan_run
 from mmdit.training.plan_data import data_of_store
-from mmdit.training.run import Trainee
 from mmdit.training.sharding import check_sharding
+from mmdit.training.trainee import Trainee
 
 UNET = {"model": {"network": "unet", "hidden_size": 8, "depth": 1, "num_heads": 2}}
 
