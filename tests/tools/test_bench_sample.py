@@ -46,7 +46,8 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
     assert figures["broadcast"]["every"] == json.loads(written)["every"]
     assert told["torch"] == machine["torch"]
     assert len(figures["ways"]) == len(lines) - 2
-    patch = load_pipeline(run).transformer.config.patch_size
+    network = load_pipeline(run).transformer.config
+    patch, macs = network.patch_size, model_cost(network, (3, 2, 4)).macs
     for line, row in zip(lines[1:], figures["ways"], strict=False):
         assert line.startswith(row["name"])
         assert line[40:].split()[:2] == [str(row["steps"]), str(row["calls"])]
@@ -54,6 +55,7 @@ def test_the_table_and_the_figures_tell_the_same(run: Path, capsys: pytest.Captu
         assert row["cpu_seconds"] > 0
         tokens = row["tokens_per_s"] * row["seconds"] / row["passes"]
         assert tokens == pytest.approx(2 * 3 * 2 * 4 / math.prod(patch))  # of two clips
+        assert row["flops_per_s"] * row["seconds"] / row["passes"] == pytest.approx(2 * 2 * macs)
         assert row["share"] == pytest.approx(row["flops_per_s"] / figures["product_flops_per_s"])
     assert figures["memory"] > 10**7 and figures["latent"] == [4, 3, 2, 4]
 

@@ -38,7 +38,7 @@ def test_auto_is_what_the_processor_is_quick_at(rates: list[float], name: str, m
 
 
 def test_the_rate_is_that_of_the_best_product_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = iter([9.0, 1.0, 9.0, 2.0, 4.0, 0.5, 2.0, 0.5])  # seconds of the products, two precisions in turns
+    lengths = iter([0.1, 0.1, 9.0, 2.0, 4.0, 0.5, 2.0, 0.5])  # seconds of the products, two precisions in turns
     clock = [0.0]
 
     def tick(*given: Any) -> None:
