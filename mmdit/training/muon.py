@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # A quintic whose iteration drives singular values into about [0.7, 1.2] in five rounds (Jordan et al. 2024).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-_ROUNDS = 5
+_ROUNDS = 5  # by default, and most at once
 _TINY = 1e-7  # stands for the norm of a matrix of zeros
 
 
@@ -90,20 +90,20 @@ def orthogonal(matrices: Sequence[Tensor], rounds: int = _ROUNDS) -> list[Tensor
     """U V^T of each matrix U S V^T, roughly, in float32; all have the same shorter side.
 
     Muon's X <- a X + (b A + c A A) X with A = X X^T, begun at X / |X|. For X with fewer columns than rows that is
-    X <- X p(G) with G = X^T X and p(G) = a + b G + c G G, after which G is G p(G)^2. So all rounds are done on the
-    small matrices G, which fit into one product, and X is multiplied once, by all p(G) together.
+    X <- X p(G) with G = X^T X and p(G) = a + b G + c G G, after which G is G p(G)^2. So several rounds are done on the
+    small matrices G, which fit into one product, and X is multiplied once, by all p(G) together. Where X lacks rank,
+    rounding errors of G grow a^2-fold in each, so that G is made anew from X after _ROUNDS.
     """
     a, b, c = _QUINTIC
-    tall = [(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).float() for matrix in matrices]
-    gram = torch.stack([x.T @ x for x in tall])  # (count, side, side)
-    norms = gram.diagonal(dim1=1, dim2=2).sum(-1).sqrt().clamp_min(_TINY)[:, None, None]
-    gram = gram / norms.square()
-    quintics: list[Tensor] = []
-    for number in range(rounds):
-        if number:
-            gram = gram @ quintics[-1] @ quintics[-1]
-        quintics.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
-        quintics[-1].diagonal(dim1=1, dim2=2).add_(a)
-    factors = reduce(torch.bmm, quintics) / norms
-    products = [x @ factor for x, factor in zip(tall, factors, strict=True)]
-    return [x if x.shape == matrix.shape else x.T for x, matrix in zip(products, matrices, strict=True)]
+    found = [(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).float() for matrix in matrices]
+    found = [x / x.norm().clamp_min(_TINY) for x in found]
+    for begin in range(0, rounds, _ROUNDS):
+        gram = torch.stack([x.T @ x for x in found])  # (count, side, side)
+        quintics: list[Tensor] = []
+        for _ in range(begin, min(begin + _ROUNDS, rounds)):
+            if quintics:
+                gram = gram @ quintics[-1] @ quintics[-1]
+            quintics.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+            quintics[-1].diagonal(dim1=1, dim2=2).add_(a)
+        found = [x @ factor for x, factor in zip(found, reduce(torch.bmm, quintics), strict=True)]
+    return [x if x.shape == matrix.shape else x.T for x, matrix in zip(found, matrices, strict=True)]

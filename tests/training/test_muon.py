@@ -29,7 +29,7 @@ def exact(matrix: Tensor, rounds: int) -> Tensor:
     return (left * values) @ right
 
 
-@pytest.mark.parametrize("rounds", [1, 3, 5])
+@pytest.mark.parametrize("rounds", [1, 3, 5, 7])
 def test_the_orthogonal_factors_are_those_of_the_iteration(rounds: int) -> None:
     for side in (16, 24):
         shapes = [shape for shape in SHAPES if min(shape) == side]
@@ -37,6 +37,12 @@ def test_the_orthogonal_factors_are_those_of_the_iteration(rounds: int) -> None:
         for matrix, found in zip(matrices, orthogonal(matrices, rounds), strict=True):
             assert found.shape == matrix.shape and found.dtype == torch.float32
             assert (found - exact(matrix, rounds)).abs().max() < 1e-3  # torch's, in bfloat16: 1e-1
+
+
+def test_rounds_without_end_stay_finite_where_a_matrix_lacks_rank() -> None:
+    low = seeds.normal((96, 4), 0, "left") @ seeds.normal((4, 48), 0, "right")
+    values = torch.linalg.svdvals(orthogonal([low], 20)[0])
+    assert values[:4].min() > 0.5 and values.max() < 1.4
 
 
 def test_a_matrix_of_zeros_gives_zeros_and_spoils_no_other() -> None:
