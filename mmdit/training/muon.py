@@ -6,6 +6,7 @@ the products several times smaller for kernels that widen, as those in front of 
 """
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -105,5 +106,5 @@ def orthogonal(matrices: Sequence[Tensor], rounds: int = _ROUNDS) -> list[Tensor
                 gram = gram @ quintics[-1] @ quintics[-1]
             quintics.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
             quintics[-1].diagonal(dim1=1, dim2=2).add_(a)
-        found = [x @ factor for x, factor in zip(found, reduce(torch.bmm, quintics), strict=True)]
+        found = [x @ factor for x, factor in zip(found, reduce(operator.matmul, quintics), strict=True)]
     return [x if x.shape == matrix.shape else x.T for x, matrix in zip(found, matrices, strict=True)]
