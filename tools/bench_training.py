@@ -50,7 +50,7 @@ def train(
     lines += [f"{name:22} {seconds * 1e3:9.2f} ms {seconds / step:7.2%}" for name, seconds in parts.items()]
     lines += [f"the loop's own cost: {own:.2%} of the step (target: under 3 %)",
               f"plain loop, float32    {beside * 1e3:9.2f} ms: {beside / step:.2f} times as long"]  # fmt: skip
-    tell(figures, lines, as_json=as_json)
+    tell(figures, lines, as_json=as_json, device=ours[0].device)
 
 
 def _step_figures(cost: "LoopCost", step: float) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _step_figures(cost: "LoopCost", step: float) -> dict[str, Any]:
     from mmdit.training.memory import DTYPES
     from mmdit.training.precision import product_rates
 
-    (rate,) = product_rates(DTYPES[cost.precision])
+    (rate,) = product_rates(DTYPES[cost.precision], device=cost.device)
     return {
         "precision": cost.precision, "batches": cost.batches, "step": step, "tokens_per_s": cost.tokens_per_s,
         "flops_per_s": cost.flops_per_s, "product_flops_per_s": rate, "share": cost.flops_per_s / rate,
@@ -107,7 +107,7 @@ def load(
              f"DataLoader {plain:9.2f} batches/s, latents alone",
              f"taken      {taken:9.2f} batches/s by training without its loader",
              f"the loader is {ratio:.1f} times as fast (target: 20)"]  # fmt: skip
-    tell(figures, lines, as_json=as_json)
+    tell(figures, lines, as_json=as_json, device=cost.device)
 
 
 def memory(

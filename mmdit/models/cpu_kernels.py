@@ -112,7 +112,7 @@ def _has_onednn() -> bool:
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form; quick in training: the derivative is made along with the value, and kept in place of x.
 
-    Compiled, it is written with one exponential: the tanh that a compiler has for CPUs takes three times as long.
+    Compiled, it is written with one exponential: the tanh that the compiler has for CPUs takes longer.
     """
     if torch.compiler.is_compiling() and x.device.type == "cpu" and "gelu" not in _plain:
         return x * torch.sigmoid(x * (RISE + BEND * x * x))

@@ -57,6 +57,8 @@ class LoopCost:
     """The network's operations over all steps; a multiply-accumulate counts as two."""
     memory: int
     """Most bytes that the process, or its GPU, held until then."""
+    device: str
+    """cpu, cuda:0, ..."""
 
 
 def measure_loop(config: RunConfig, folder: Path, steps: int, *, plain: bool = False) -> LoopCost:
@@ -87,7 +89,7 @@ def measure_loop(config: RunConfig, folder: Path, steps: int, *, plain: bool = F
     return LoopCost(
         whole, {**middle, "checkpoint": checkpoint}, 1 - (1 - own) * (1 - checkpoint / whole), run.config.precision,
         tuple(dict.fromkeys(f"{n} x {'x'.join(map(str, shape))}" for n, *shape in clock.shapes[WARM_UP:])),
-        tokens, flops, memory_held(run.accelerator.device),
+        tokens, flops, memory_held(run.accelerator.device), str(run.accelerator.device),
     )  # fmt: skip
 
 

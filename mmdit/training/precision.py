@@ -5,7 +5,8 @@ import time
 
 import torch
 
-SMALL, LARGE = (512, 512, 2048), (2048, 2048, 2048)  # rows, inputs, outputs of products that are measured
+# Rows, inputs, outputs of products: enough to choose a precision by, and large ones, on a CPU and on a GPU.
+SMALL, LARGE, LARGE_ON_GPU = (512, 512, 2048), (2048, 2048, 2048), (8192, 8192, 8192)
 ROUNDS = 3
 
 
@@ -23,11 +24,14 @@ def _cpu_is_quick_at_bfloat16() -> bool:
     return rates[1] > rates[0]
 
 
-def product_rates(*dtypes: torch.dtype, shape: tuple[int, int, int] = LARGE, device: str = "cpu") -> list[float]:
-    """Operations a second of a device on a product of these rows, inputs and outputs, in each precision: the best of a
-    few taken in turns; a multiply-accumulate counts as two."""
-    rows, inputs, outputs = shape
-    pairs = [[torch.ones(n, inputs, dtype=dtype, device=device) for n in (rows, outputs)] for dtype in dtypes]
+def product_rates(*dtypes: torch.dtype, shape: tuple[int, int, int] | None = None, device: str = "cpu") -> list[float]:
+    """Operations a second of a device on a product of these rows, inputs and outputs (None: a large one), in each
+    precision: the best of a few taken in turns; a multiply-accumulate counts as two."""
+    rows, inputs, outputs = shape or (LARGE if device == "cpu" else LARGE_ON_GPU)
+    random = torch.Generator(device).manual_seed(0)  # a GPU is quicker at products of equal numbers
+    pairs = [
+        [torch.randn(n, inputs, generator=random, device=device).to(dtype) for n in (rows, outputs)] for dtype in dtypes
+    ]
     seconds = [float("inf")] * len(pairs)
     for number in range(ROUNDS + 1):
         for index, (x, weight) in enumerate(pairs):
