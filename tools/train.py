@@ -46,8 +46,6 @@ def main(
     if show:
         print(dump_config(recipe), end="")
         return
-    import torch
-
     from mmdit.pipelines.training_samples import prepare_samples
     from mmdit.report.run import write_report
     from mmdit.tools.progress import progress_line
@@ -67,8 +65,6 @@ def main(
                 step, steps, f"loss {now['loss']:.3f}, {now['clips_per_s']:.0f} clips/s"
             ),
         )
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may wait for one another
     if not main_one:
         return
     print(f"trained: {checkpoint}")

@@ -1,13 +1,17 @@
 """The processes of one run: how they find each other, hold the folder together, and decide alike."""
 
+import atexit
+import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
@@ -31,6 +35,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     # Without `cpu`, accelerate takes each process for one of its own where there is no accelerator.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=_mixed_precision(config.precision), cpu=cpu)
+    atexit.unregister(_end_group)
+    atexit.register(_end_group)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != count:
         raise Refused("the launcher's processes do not find each other", got=accelerator.num_processes, expected=count)
@@ -64,6 +70,18 @@ def can_float16(device: torch.device) -> bool:
 
 def _mixed_precision(precision: str) -> str:
     return "bf16" if precision == "bfloat16" else "no"
+
+
+def _end_group() -> None:
+    """Ends the processes' group while there still is an interpreter: before it goes away, however it came to that.
+
+    A thread of gloo may yet hold the tensors of the last exchange. One that lets go of them later aborts the process,
+    and its exit code with it.
+    """
+    if dist.is_initialized():
+        gc.collect()  # what refers to the group in circles
+        dist.destroy_process_group()  # waits for its threads, unless something still refers to it
+        time.sleep(0.1)  # for these: DTensor's caches always do
 
 
 def _check_alike(accelerator: Accelerator) -> None:

@@ -3,7 +3,9 @@
 Arguments: a folder with `recipe.json`, into which the runs go, and a run of one process, `one`, at step 5.
 """
 
+import atexit
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ from mmdit.training.sharding import whole
 
 
 def main(folder: Path) -> None:
+    atexit.register(_write_threads, folder / f"threads-{os.environ['RANK']}.txt")  # after what training registers
+
     def config(**changes: Any) -> RunConfig:
         values = json.loads((folder / "recipe.json").read_text())
         values["data"]["batch_size"] = changes.pop("batch_size", values["data"]["batch_size"])
@@ -69,6 +73,10 @@ def _with_a_bad_clip(config: RunConfig, folder: Path, bad_steps: tuple[int, ...]
         number = kept[0].accelerator.process_index
         weights = {name: whole(value) for name, value in kept[0].trainee.state_dict().items()}
         torch.save(weights, folder.parent / f"{folder.name}-{number}.pt")
+
+
+def _write_threads(path: Path) -> None:
+    path.write_text("".join(thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")))
 
 
 if __name__ == "__main__":

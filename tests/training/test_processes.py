@@ -132,6 +132,14 @@ def test_a_batch_that_does_not_divide_is_refused(runs: Path) -> None:
     assert line.startswith("the batch does not divide over the processes, got 3 clips on 2 processes, expected a multi")
 
 
+def test_the_group_ends_before_the_interpreter(runs: Path) -> None:
+    """One of its threads that then still holds a tensor would abort the process, here after training was refused."""
+    said = [(runs / f"threads-{number}.txt").read_text() for number in (0, 1)]
+    assert all("python" in threads for threads in said)
+    if json.loads((runs / "recipe.json").read_text())["sharding"] == "none":  # DTensor's caches keep the group
+        assert not any("gloo" in threads for threads in said)
+
+
 def test_torchrun_runs_the_program_on_one_node_and_on_two(runs: Path, tmp_path: Path) -> None:
     """Copies of the weights in two processes of one node; parts of them on two nodes, each with its own torchrun."""
     shutil.copy(runs / "recipe.json", tmp_path / "recipe.yaml")  # JSON is YAML
