@@ -1,11 +1,10 @@
 """`mmdit encode`: videos and images into a latent store."""
 
-import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -108,25 +107,27 @@ def main(
     from mmdit.latents.encode import ALONE, encode_clips
     from mmdit.latents.report import TooManySkipped
     from mmdit.latents.texts import encode_texts
+    from mmdit.pipelines.process_group import process_group
     from mmdit.tools.progress import progress_line
 
-    team = _team()
-    device = str(team.device) if team is not None and device == "auto" else options.device_of(device)
-    load = partial(load_codec, codec, device=device, dtype=DTYPES[precision], tiling=tiles)
-    main_one = team is None or team.is_main_process
-    if main_one:
-        options.print_notes(found)
-    # Loaded now, so that a wrong name is found before the work and not after it.
-    encoder = load_text_encoder(text_encoder, device=device) if text_encoder is not None and main_one else None
     too_many = None
-    try:
-        with progress_line("encode", "clips", quiet=not main_one) as advance:
-            report = encode_clips(
-                found, out, load(), rules, how, codec_name=codec, command=words_given() or None, progress=advance,
-                team=team or ALONE, engine=_ray(load, processes, device) if engine == "ray" else None,
-            )  # fmt: skip
-    except TooManySkipped as error:
-        too_many, report = error, error.report
+    with process_group(device) as group:
+        device = options.device_of(group.device)
+        load = partial(load_codec, codec, device=device, dtype=DTYPES[precision], tiling=tiles)
+        if group.is_first:
+            options.print_notes(found)
+        # Loaded now, so that a wrong name is found before the work and not after it.
+        encoder = None
+        if text_encoder is not None and group.is_first:
+            encoder = load_text_encoder(text_encoder, device=device)
+        try:
+            with progress_line("encode", "clips", quiet=not group.is_first) as advance:
+                report = encode_clips(
+                    found, out, load(), rules, how, codec_name=codec, command=words_given() or None, progress=advance,
+                    team=group.state or ALONE, engine=_ray(load, processes, device) if engine == "ray" else None,
+                )  # fmt: skip
+        except TooManySkipped as error:
+            too_many, report = error, error.report
     if report is not None:
         _print(report)
         if encoder is not None:
@@ -139,26 +140,6 @@ def _ray(load: Callable[[], "Codec"], processes: int, device: str) -> "Engine":
     from mmdit.latents.cluster import ray_engine
 
     return ray_engine(load, processes, gpus=float(device.startswith("cuda")))
-
-
-def _team() -> Any:
-    """The processes that a launcher started together, or None."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return None
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
-    from mmdit.errors import Refused
-
-    # Without `cpu`, it takes each process for one of its own where there is no accelerator. The others wait while the
-    # main process looks at the sources, which may be many.
-    team = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    if team.num_processes != count:
-        raise Refused("the launcher's processes do not find each other", got=team.num_processes, expected=count)
-    return team
 
 
 def _skip_budget(text: str) -> int | float:
