@@ -11,7 +11,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from mmdit import files
-from mmdit.diffusion import Guidance, make_scheduler
+from mmdit.diffusion import Guidance, Projection, make_scheduler
 from mmdit.errors import Refused
 from mmdit.pipelines.call_plan import CallPlan, check_latents, plan_frames
 from mmdit.pipelines.clip_output import OUTPUT_TYPES, ClipPipelineOutput
@@ -130,6 +130,8 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_projection: Projection | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_clips_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
@@ -164,6 +166,9 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
             guidance_scale: 1 is without guidance, and half the work; None for the model's own, or else 2, or 1 where
                 the network was never trained without its conditions, so that there is nothing to lead away from.
             guidance_interval: (lowest, highest) timestep that is guided, of 0 (clean) to 1000 (noise); None for all.
+            guidance_rescale: 0 to 1, how far the deviation of each guided prediction is brought back to that of the
+                conditional one (2305.08891): against colours that a large scale makes too strong.
+            guidance_projection: adaptive projected guidance (2410.02416), which is against the same; None for plain.
             negative_prompt: what guidance leads away from, in place of the empty prompt: one, or one a prompt.
             batch_size: clips sampled at a time.
             precision: "float32", or "bfloat16" for the network's products.
@@ -192,7 +197,10 @@ class ClipPipeline(MakesClips, DiffusionPipeline):
         )  # fmt: skip
         self.null_conditions.check(guidance_scale, conditions, negatives)
         check_choice("output type", output_type, OUTPUT_TYPES)
-        guidance = Guidance(guidance_scale, own.guidance_channels, guidance_interval or self._interval)
+        guidance = Guidance(
+            guidance_scale, own.guidance_channels, guidance_interval or self._interval, guidance_rescale,
+            guidance_projection,
+        )  # fmt: skip
         clips = len(conditions) * num_clips_per_prompt
         draws = plan_draws(seed, first_index, generator, clips)
         asked = GivenFrames(image, last_image, video, given) or self.always_given

@@ -26,6 +26,7 @@ class FasterSampling:
 
     transformer: Any
     config: Any
+    process: Any
     broadcast_file: Path | None = None
     """Where the calibrated broadcast of these weights lies, if not in the folder that they were loaded from."""
     _cache: Cache | None = None
@@ -158,7 +159,7 @@ class FasterSampling:
     def _guided(self, predict: Callable[..., Tensor], guidance: Guidance) -> Callable[[Tensor, Tensor], Tensor]:
         """predict(part, x_t, timesteps) with guidance, as a predict(x_t, timesteps)."""
         conditional, null, both = (partial(predict, part) for part in ("conditional", "null", "both"))
-        return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, guidance)
+        return guided(both if self._passes == 1 else two_passes(conditional, null), conditional, guidance, self.process)
 
 
 def check_blocks(network: object) -> None:

@@ -1,9 +1,10 @@
 """The note of how a file was made, checked before anything is made by it: files come from anybody."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mmdit.diffusion import RectifiedFlow, make_scheduler
+from mmdit.diffusion import Guidance, Projection, RectifiedFlow, make_scheduler
 from mmdit.errors import Refused
 from mmdit.pipelines.faster import USABLE
 from mmdit.pipelines.loading import Source, own_scheduler
@@ -17,8 +18,8 @@ NEEDED = (
 KINDS: dict[str, tuple[type, ...]] = {
     "frames_sha256": (str,), "batch": (list,), "frames": (int,), "size": (str,), "fps": (int, float),
     "prompt": (str, type(None)), "negative": (str,), "label": (str, type(None)), "sampler": (str,), "weights": (str,),
-    "guidance_interval": (list, type(None)), "threads": (int, type(None)), "faster": (dict, type(None)),
-    "given": (dict, type(None)), "source": (str,), "given_from": (dict,),
+    "guidance_interval": (list, type(None)), "guidance_projection": (dict, type(None)), "threads": (int, type(None)),
+    "faster": (dict, type(None)), "given": (dict, type(None)), "source": (str,), "given_from": (dict,),
 }  # fmt: skip
 GIVEN = ("image", "last_image", "extend")
 MOST_CLIPS = 10_000  # of a batch
@@ -56,6 +57,7 @@ def check_note(note: dict[str, Any], places: dict[str, Any], file: Path) -> None
         read_size(note["size"], "size")
         check_sampling(steps=note["steps"], guidance=note["guidance"], seed=note["seed"], first_index=note["index"],
                        clips_each=1, batch_size=batch[0], precision=note["precision"])  # fmt: skip
+        Guidance(rescale=note.get("guidance_rescale") or 0.0, projection=_projection(note.get("guidance_projection")))
     except Refused as error:
         raise Refused(f"the note of how it was made is damaged, in {file}: {error}") from None
 
@@ -71,6 +73,12 @@ def check_note_fits(note: dict[str, Any], found: Source, file: Path) -> None:
             make_scheduler(note["sampler"], found.process or RectifiedFlow())
     except Refused as error:
         raise Refused(f"the note of how it was made does not fit the checkpoint, in {file}: {error}") from None
+
+
+def _projection(values: dict[str, Any] | None) -> Projection | None:
+    if values is not None and set(values) != {field.name for field in fields(Projection)}:
+        raise Refused("not a projection of guidance", got=str(values)[:60])
+    return Projection(**values) if values is not None else None
 
 
 def _is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mmdit.clips.video import clip_to_frames
+from mmdit.diffusion import Projection
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.output import read_note, write_output
 
@@ -55,6 +56,8 @@ class Sampling:
     guidance: float = 2.0
     guidance_interval: tuple[float, float] | None = None
     precision: str = "float32"
+    guidance_rescale: float = 0.0
+    guidance_projection: Projection | None = None
 
 
 def grant(
@@ -102,7 +105,7 @@ def wish_note(pipeline: ClipPipeline, wish: Wish, number: int, sampling: Samplin
     default = pipeline.default_size()
     frames = default[0] if wish.frames is None else wish.frames
     height, width = wish.size or default[1:]
-    interval = sampling.guidance_interval
+    interval, projection = sampling.guidance_interval, sampling.guidance_projection
     return {
         "prompt": wish.prompt,
         "negative": wish.negative,
@@ -115,6 +118,8 @@ def wish_note(pipeline: ClipPipeline, wish: Wish, number: int, sampling: Samplin
         "steps": sampling.steps,
         "guidance": sampling.guidance if wish.guidance is None else wish.guidance,
         "guidance_interval": list(interval) if interval else None,
+        "guidance_rescale": sampling.guidance_rescale or None,  # None: as in files made before these were there
+        "guidance_projection": asdict(projection) if projection else None,
         "precision": sampling.precision,
     }
 
@@ -128,6 +133,7 @@ def make_frames(
     """
     first = notes[0]
     height, width = map(int, first["size"].split("x"))
+    projection = first.get("guidance_projection")
     clips = pipeline(
         [note["prompt"] or "" for note in notes] if pipeline.has_text else None,
         None if first["label"] is None else [note["label"] for note in notes],
@@ -137,6 +143,8 @@ def make_frames(
         num_inference_steps=first["steps"],
         guidance_scale=first["guidance"],
         guidance_interval=tuple(first["guidance_interval"]) if first["guidance_interval"] else None,
+        guidance_rescale=first.get("guidance_rescale") or 0.0,
+        guidance_projection=Projection(**projection) if projection else None,
         negative_prompt=[note["negative"] for note in notes] if pipeline.has_text else None,
         seed=[note["seed"] for note in notes],
         first_index=[note["index"] for note in notes],

@@ -11,6 +11,7 @@ import typer
 from mmdit.tools.cli import run
 
 if TYPE_CHECKING:
+    from mmdit.diffusion import Projection
     from mmdit.pipelines.clip_pipeline import ClipPipeline
     from mmdit.pipelines.filling import Call
     from mmdit.pipelines.loading import Source
@@ -52,6 +53,16 @@ def main(
     ] = None,
     guidance_interval: Annotated[
         str | None, typer.Option(help="LOWEST-HIGHEST timestep that is guided, of 0 (clean) to 1000. [default: all]")
+    ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="0 to 1: how far to undo the stronger colours of a large --guidance.")
+    ] = 0.0,
+    guidance_projection: Annotated[
+        str | None,
+        typer.Option(
+            help="Adaptive projected guidance, against the same: parallel=0, or with more, as in "
+            "parallel=0,radius=15,momentum=-0.5."
+        ),
     ] = None,
     faster: Annotated[
         list[str] | None,
@@ -104,7 +115,8 @@ def main(
     check_choice("weights", weights, WEIGHTS)
     ways = read_ways(faster)
     check_ways(ways, found, weights, source)
-    sampling = Sampling(seed, steps, guidance, _interval(guidance_interval), precision)
+    sampling = Sampling(seed, steps, guidance, _interval(guidance_interval), precision,
+                        _rescale(guidance_rescale), _projection(guidance_projection))  # fmt: skip
     shown_size = read_size(size, "--size") if size else None
     call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
     _check(call, found, sampler, len(entries) * count)
@@ -236,6 +248,31 @@ def _interval(text: str | None) -> tuple[float, float] | None:
         raise Refused("not an interval", where="--guidance-interval", got=repr(text[:40]),
                       expected="LOWEST-HIGHEST timestep, for example 200-900")  # fmt: skip
     return Guidance(interval=(float(match[1]), float(match[2]))).interval
+
+
+def _rescale(value: float) -> float:
+    from mmdit.diffusion import Guidance
+
+    return Guidance(rescale=value).rescale
+
+
+def _projection(text: str | None) -> "Projection | None":
+    """That of "parallel=0,radius=15,momentum=-0.5", or of some of these."""
+    from dataclasses import fields
+
+    from mmdit.diffusion import Projection
+    from mmdit.errors import Refused
+
+    if text is None:
+        return None
+    try:
+        values = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+        if not set(values) <= {field.name for field in fields(Projection)}:
+            raise ValueError
+    except ValueError:
+        raise Refused("not a projection of guidance", where="--guidance-projection", got=repr(text[:40]),
+                      expected="parallel, radius, momentum, as in parallel=0,radius=15") from None  # fmt: skip
+    return Projection(**values)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Guidance: away from what the network says without the condition. Source: arXiv 2207.12598."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class Projection:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not _is_number(value) and (name, value) != ("radius", None):
+                raise Refused(f"the {name} of projected guidance is no number", got=repr(value)[:60])
         if self.radius is not None and not self.radius > 0:
             raise Refused("the radius of projected guidance is out of range", got=self.radius, expected="above 0")
         if not abs(self.momentum) < 1:
@@ -58,8 +62,14 @@ class Guidance:
             raise Refused("no channels to guide", got=self.channels, expected="1 or more")
         if self.interval is not None:
             _check_interval(self.interval)
-        if not 0 <= self.rescale <= 1:
-            raise Refused("the rescaling of guidance is out of range", got=self.rescale, expected="0 to 1")
+        if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            raise Refused("the rescaling of guidance is out of range", got=repr(self.rescale)[:60], expected="0 to 1")
+        if not isinstance(self.projection, Projection | None):
+            raise Refused("not a projection of guidance", got=repr(self.projection)[:60], expected="a Projection")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_interval(interval: object) -> None:

@@ -150,11 +150,14 @@ def test_momentum_remembers_the_former_steps_of_one_run() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    for wrong in ({"channels": 0}, {"interval": (5, 2)}, {"rescale": 1.5}):
+    for wrong in (
+        {"channels": 0}, {"interval": (5, 2)}, {"rescale": 1.5}, {"rescale": "1"}, {"rescale": float("nan")},
+        {"projection": {"parallel": 0}},
+    ):  # fmt: skip
         with pytest.raises(Refused):
             Guidance(2.0, **wrong)
-    for wrong in ({"radius": 0}, {"momentum": -1}):
+    for bad in ({"radius": 0}, {"momentum": -1}, {"parallel": None}, {"parallel": float("nan")}, {"radius": "15"}):
         with pytest.raises(Refused):
-            Projection(**wrong)
+            Projection(**bad)
     with pytest.raises(ValueError, match="needs the process"):
         Network().guided(Guidance(2.0, projection=Projection()))

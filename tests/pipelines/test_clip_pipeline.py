@@ -12,7 +12,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from mmdit import seeds
-from mmdit.diffusion import RectifiedFlow, samplers_for
+from mmdit.diffusion import Projection, RectifiedFlow, samplers_for
 from mmdit.errors import Refused
 from mmdit.pipelines.clip_pipeline import ClipPipeline
 from mmdit.pipelines.noise import plan_draws
@@ -98,6 +98,21 @@ def test_guidance_follows_its_rule_against_the_null_condition(pipeline: ClipPipe
     torch.testing.assert_close(with_scale[0], null, atol=1e-5, rtol=0)
     wanted = null + 3.5 * (with_scale[1] - null)
     torch.testing.assert_close(with_scale[3.5], wanted, atol=1e-4, rtol=0)
+
+
+def test_rescaled_and_projected_guidance(pipeline: ClipPipeline) -> None:
+    """One Euler step from t = 1 to 0 ends at the data that the prediction stands for."""
+    ask: dict[str, Any] = {"prompt": "a red coat", "label": "coat", "num_inference_steps": 1, "output_type": "latent"}
+    ask = {**ask, "guidance_scale": 4}
+    plain, conditional = pipeline(**ask).frames, pipeline(**{**ask, "guidance_scale": 1}).frames
+    noise = plan_draws(0, 0, None, 1).noise(slice(0, 1), 0, tuple(plain.shape[1:]), plain.device)
+    rescaled = noise - pipeline(**ask, guidance_rescale=1.0).frames
+    torch.testing.assert_close(rescaled.std(), (noise - conditional).std(), atol=1e-5, rtol=0)
+    whole = pipeline(**ask, guidance_projection=Projection(parallel=1.0)).frames
+    torch.testing.assert_close(whole, plain, atol=1e-4, rtol=0)
+    moved = pipeline(**ask, guidance_projection=Projection(parallel=0.0)).frames - conditional
+    assert moved.norm() > 0.01
+    assert abs((moved * conditional).sum()) < 1e-4 * moved.norm() * conditional.norm()
 
 
 def test_guidance_is_one_doubled_batch_and_none_costs_no_second_pass(
@@ -239,6 +254,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "red", "guidance_interval": "200-900"}, "not an interval of guidance, got '200-900'"),
     ({"prompt": "red", "guidance_interval": (1, 2, 3)}, "not an interval of guidance"),
     ({"prompt": "red", "guidance_interval": ("a", "b")}, "not an interval of guidance"),
+    ({"prompt": "red", "guidance_rescale": 2}, "the rescaling of guidance is out of range, got 2, expected 0 to 1"),
+    ({"prompt": "red", "guidance_projection": 0.0}, "not a projection of guidance, got 0.0, expected a Projection"),
     ({"prompt": "red", "guidance_scale": float("nan")}, "guidance"),
     ({"prompt": "red", "guidance_scale": float("inf")}, "guidance"),
     ({"prompt": "red", "seed": -1}, "seed"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from commands import exit_code
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mmdit import files
 from mmdit.pipelines import wishes
-from mmdit.pipelines.output import read_note
+from mmdit.pipelines.output import read_note, write_output
 from mmdit.pipelines.wishes import frames_hash
 
 ROOT = Path(__file__).parents[2]
@@ -171,17 +172,50 @@ def test_a_bad_row_is_refused_before_a_model_is_loaded(
     assert os.listdir(tmp_path) == ["prompts.csv"]
 
 
-def test_negative_prompts_and_intervals_change_what_is_made(run: Path, tmp_path: Path) -> None:
+def test_negative_prompts_and_ways_to_guide_change_what_is_made(run: Path, tmp_path: Path) -> None:
     plain = ("--prompt", "a red coat", "--steps", 3)
     calls: dict[str, tuple[object, ...]] = {
         "plain": (), "negative": ("--negative", "blue"), "interval": ("--guidance-interval", "700-1000"),
         "none": ("--guidance-interval", "0-1"), "alone": ("--guidance", 1),
+        "rescaled": ("--guidance-rescale", 0.7), "projected": ("--guidance-projection", "parallel=0, momentum=-0.5"),
     }  # fmt: skip
     for name, more in calls.items():
         assert exit_code("generate", run, *plain, *more, "--out", tmp_path / f"{name}.mp4") == 0
     made = {name: read_note(tmp_path / f"{name}.mp4")["frames_sha256"] for name in calls}
     assert made.pop("none") == made["alone"]  # no timestep of three lies in it
-    assert len(set(made.values())) == 4
+    assert len(set(made.values())) == len(made) == 6
+
+
+@pytest.mark.parametrize("text", ["0", "parallel", "parallel=", "parallel=x", "eta=0", "parallel=0;radius=15", ""])
+def test_what_is_no_projection(text: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.mp4"
+    assert exit_code("generate", run, "--prompt", "red", "--guidance-projection", text, "--out", out) == 2
+    said = f"not a projection of guidance, in --guidance-projection, got {text!r}, expected parallel, radius, momentum"
+    assert said in capsys.readouterr().err
+
+
+def test_a_guided_file_is_made_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ("--guidance-rescale", 0.5, "--guidance-projection", "radius=2", "--guidance", 4, "--steps", 2)
+    assert exit_code("generate", run, "--prompt", "red", *how, "--out", tmp_path / "a.png", "--frames", 1) == 0
+    note = read_note(tmp_path / "a.png")
+    assert note["guidance_rescale"] == 0.5
+    assert note["guidance_projection"] == {"parallel": 0.0, "radius": 2.0, "momentum": 0.0}
+    assert regenerate(tmp_path / "a.png") == 0
+    assert "\nidentical: " in capsys.readouterr().out
+
+
+def test_files_made_before_there_were_more_ways_to_guide_are_kept(run: Path, tmp_path: Path) -> None:
+    """Their notes say nothing of these, which is as much as without them."""
+    words = ("generate", run, "--prompt", "red", "--steps", 2, "--format", "png", "--frames", 1, "--out", tmp_path)
+    assert exit_code(*words) == 0
+    (file,) = tmp_path.glob("*.png")
+    older = {key: value for key, value in read_note(file).items() if not key.startswith(("guidance_r", "guidance_p"))}
+    (tmp_path / "manifest.json").write_text(json.dumps([{"file": file.name, **older}]))
+    write_output(file, np.zeros((1, 16, 32, 3), np.uint8), 8, older)
+    assert exit_code(*words) == 0
+    assert read_note(file) == older
+    assert exit_code(*words, "--guidance-rescale", 0.5) == 2
+    assert read_note(file) == older
 
 
 def regenerate(*said: object) -> int:
@@ -272,6 +306,8 @@ def test_what_cannot_be_made_again(whole: Path, tmp_path: Path, capsys: pytest.C
         ("guidance_interval", 5), ("weights", "best"), ("source", 5), ("source", "owner/model"), ("source", "~"),
         ("source", "file:///tmp"), ("label", "shoe"), ("sampler", "eular"), ("faster", {"magic": 1}),
         ("sampler", "ddpm"), ("guidance", "3"),
+        ("guidance_rescale", 2), ("guidance_rescale", "0"), ("guidance_projection", 0), ("guidance_projection", {}),
+        ("guidance_projection", {"parallel": "0", "radius": None, "momentum": 0}),
         ("size", "16000000x32"),
     ],
 )  # fmt: skip
