@@ -119,6 +119,11 @@ def test_words_it_cannot_read_are_noted(run: Path, tmp_path: Path, capsys: pytes
 
 
 REFUSALS: list[tuple[list[str], str]] = [
+    (
+        ["--prompt", "red", "--guidance-rescale", "2"],
+        "the rescaling of guidance is out of range, got 2.0, expected 0 to 1",
+    ),
+    (["--prompt", "red", "--guidance-projection", "radius=0"], "the radius of projected guidance is out of range"),
     ([], "nothing to generate from"),
     (["--prompt", "red", "--label", "cot"], "did you mean 'coat'"),
     (["--label", "7"], "0 to 2"),
@@ -181,7 +186,7 @@ def test_what_no_model_is_needed_for_is_refused_before_one_is_loaded(
     (tmp_path / "file").write_text("x")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a").write_text("x")
-    for words, _ in (*REFUSALS[:15], *REFUSALS[19:29]):
+    for words, _ in (*REFUSALS[:17], *REFUSALS[21:31]):
         out = [] if "--out" in words else ["--out", "clip.mp4"]
         assert generate(run, *words, *out) == 2, words
 
