@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -87,12 +87,12 @@ class SampledClips:
         """What the clips are a function of, to the last bit and but for what is given, as a hash."""
         pipe = self.pipeline
         text = TextEncoder(pipe.text_encoder, pipe.tokenizer).fingerprint if pipe.has_text else None
-        made_by = [fingerprint(pipe.transformer), text, pipe.codec.fingerprint, dict(pipe.config), pipe.faster]
-        sampler = [type(pipe.scheduler).__name__, dict(pipe.scheduler.config)]
+        made_by = [fingerprint(pipe.transformer), text, pipe.codec.fingerprint, _said(pipe.config), pipe.faster]
+        sampler = [type(pipe.scheduler).__name__, _said(pipe.scheduler.config)]
         machine = [__version__, torch.__version__, pipe.device.type, torch.get_num_threads()]
         rows = [[row.get("caption"), row.get("label")] for row in self.rows]
         all_of_it = [made_by, sampler, machine, rows, asdict(self.how), repr(self.view), self.frames]
-        return hashlib.sha256(json.dumps(all_of_it, default=repr).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(all_of_it, sort_keys=True, default=repr).encode()).hexdigest()
 
     def read(self, numbers: Sequence[int], **given: Any) -> Tensor:
         """These clips, uint8 (b, 3, frame, height, width).
@@ -120,3 +120,8 @@ class SampledClips:
             output_type="pt",
         ).frames
         return torch.stack([self.view.cut(clip, 0) for clip in as_bytes(made)])
+
+
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of diffusers without its notes to itself, one of which is a set in an order of this process's own."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -1,6 +1,10 @@
 """Samples as a set to measure: what each is asked for, and that it is a function of its number."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +116,15 @@ def test_the_fingerprint_is_of_all_that_the_clips_are_a_function_of() -> None:
               {"change": lambda pipeline: pipeline.use_sampler("heun")}]  # fmt: skip
     found = [fingerprint(), *(fingerprint(**other) for other in others)]
     assert fingerprint() == found[0] and len(set(found)) == len(found)
+
+
+def test_the_fingerprint_is_the_same_in_another_process() -> None:
+    """An evaluation that is run again finds by it what was measured. Sets are in an order of each process's own."""
+    code = "from test_sampled_clips import *; print(SampledClips(tiny.make_pipeline(), ROWS, HOW).fingerprint)"
+    path = os.pathsep.join([str(Path(tiny.__file__).parent), str(Path(__file__).parent)])
+    found = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path},
+                       check=True, timeout=120, capture_output=True, text=True).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1] != ""
