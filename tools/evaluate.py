@@ -71,6 +71,8 @@ def main(
     rules = load_protocol(protocol, overrides or [])
     check_choice("weights", weights, WEIGHTS)
     check_choice("precision", precision, PRECISIONS)
+    if out is not None:
+        _check_out(out)
     real = _against(store, clips)
     if given is None:
         plan = plan_samples(source, real, rules, _networks(network or []), fallback=fallback)
@@ -93,10 +95,20 @@ def main(
             result["model"] = model
     finally:
         plan.close()
+    print(json.dumps(result) if as_json else "\n".join(table(result)), flush=True)
     if out is not None:
         files.write_json(out, result)
-    print(json.dumps(result) if as_json else "\n".join(table(result)))
     work.cache.drop_parts()
+
+
+def _check_out(out: Path) -> None:
+    """Refused for what no result can be written to."""
+    from mmdit.errors import Refused
+    from mmdit.pipelines.output import check_writable
+
+    if out.suffix.lower() != ".json" or out.is_dir():
+        raise Refused("not a JSON file", where="--out", got=out, expected="a name that ends in .json")
+    check_writable(out)
 
 
 def _against(store: Path | None, clips: Path | None) -> "LatentStore | Path":

@@ -36,7 +36,12 @@ def main(
         codec = load_codec(opened.meta["codec"]["name"])
     except Refused as error:
         print(f"no clips on the page: {error}")
-    print(f"page: {write_store_page(opened, codec, out or Path(store) / 'inspect.html', clips=clips)}")
+    try:
+        print(f"page: {write_store_page(opened, codec, out or Path(store) / 'inspect.html', clips=clips)}")
+    except OSError as error:  # the store may be another's, or on a medium that cannot be written to
+        if out is not None:
+            raise
+        print(f"no page: {error}; name a place for it with --out PAGE.html")
 
 
 def _print(figures: dict[str, Any]) -> None:

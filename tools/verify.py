@@ -32,14 +32,17 @@ def main(
     Of a run, reads every checkpoint, and proves on a copy that an interrupted training goes on bit for bit.
 
     A few clips are decoded to a contact sheet. Ends with 0 when the store is sound, and with 4 when something is
-    damaged; --fix takes the damaged shards out and encodes them again, if the sources are still there.
+    damaged; --fix takes the damaged shards out and encodes them again, if the sources are still there, else nothing.
 
     Example:
       mmdit verify stores/mine --fix
     """
+    import contextlib
+
     from mmdit.errors import Stopped
     from mmdit.latents.store import LatentStore
     from mmdit.latents.verify import remove_damaged, verify_store
+    from mmdit.tools import cli, encode
     from mmdit.tools.progress import progress_line
 
     if (store / "checkpoints").is_dir():
@@ -57,17 +60,26 @@ def main(
         if prune:
             _prune(store, dry_run)
         if clips > 0:
-            _write_sheet(LatentStore.open(store), sheet or store / "contact_sheet.png", clips)
+            try:
+                _write_sheet(LatentStore.open(store), sheet or store / "contact_sheet.png", clips)
+            except OSError as error:  # the store may be another's, or on a medium that cannot be written to
+                if sheet is not None:
+                    raise
+                print(f"no contact sheet: {error}")
         return
-    again = _command(opened, store)
-    if fix:
-        print(f"taken out: {remove_damaged(store, report)} shards")
-        _encode_again(opened, store)
-        return
-    raise Stopped(
-        "the store is damaged", where=store, got=f"{len(report.damages)} faults", expected="none",
-        fix=f"{shlex.join(['mmdit', 'verify', str(store), '--fix'])}: takes out the damaged shards, and runs {again}",
-    )  # fmt: skip
+    words, made = _words(opened, store), opened.meta.get("made") or {}
+    again = shlex.join(["mmdit", "encode", *words]) if words else "the mmdit encode that made it"
+    if not fix:
+        mend = shlex.join(["mmdit", "verify", str(store), "--fix"])
+        raise Stopped("the store is damaged", where=store, got=f"{len(report.damages)} faults", expected="none",
+                      fix=f"{mend}: takes out the damaged shards, and runs {again}")  # fmt: skip
+    if words is None or not Path(made["source"]).is_dir() or not Path(made["folder"]).is_dir():
+        raise Stopped("the sources are not there to encode again what is damaged; nothing is taken out", where=store,
+                      got=f"source folder {made.get('source', 'not recorded')}",
+                      fix=f"put them there, or a link: it runs {again}")  # fmt: skip
+    print(f"taken out: {remove_damaged(store, report)} shards")
+    with contextlib.chdir(made["folder"]):
+        cli.call(encode.main, "encode", words)
 
 
 def _verify_run(folder: Path, steps: int) -> None:
@@ -89,34 +101,16 @@ def _verify_run(folder: Path, steps: int) -> None:
 def _words(opened: "LatentStore", store: Path) -> list[str] | None:
     """The words of the `mmdit encode` that made the store, for where it is now."""
     made: dict[str, Any] = opened.meta.get("made") or {}
-    words: list[str] | None = made.get("command")
-    if words and "--out" in words:
-        place = words.index("--out") + 1
-        if Path(made["folder"], words[place]).resolve() != store.resolve():
-            words[place] = str(store.resolve())
-    return words
-
-
-def _command(opened: "LatentStore", store: Path) -> str:
-    words = _words(opened, store)
-    return shlex.join(["mmdit", "encode", *words]) if words else "the mmdit encode that made it"
-
-
-def _encode_again(opened: "LatentStore", store: Path) -> None:
-    """Runs the command that made the store, where it was run."""
-    import contextlib
-
-    from mmdit.errors import Stopped
-    from mmdit.tools import cli, encode
-
-    words, made = _words(opened, store), opened.meta.get("made") or {}
-    if words is None or not Path(made["source"]).is_dir() or not Path(made["folder"]).is_dir():
-        raise Stopped(
-            "what was damaged is taken out, and the sources are not there to encode it again", where=store,
-            got=f"source folder {made.get('source', 'not recorded')}", fix=f"run {_command(opened, store)}",
-        )  # fmt: skip
-    with contextlib.chdir(made["folder"]):
-        cli.call(encode.main, "encode", words)
+    words = list(made.get("command") or [])
+    for place, word in enumerate(words):
+        name, equals, out = word.partition("=")
+        if name != "--out":
+            continue
+        out = out if equals else words[place + 1]
+        if Path(made["folder"], out).resolve() != store.resolve():
+            words[place : place + 1 + (not equals)] = ["--out", str(store.resolve())]
+        return words
+    return None
 
 
 def _prune(store: Path, dry_run: bool) -> None:

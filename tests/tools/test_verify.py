@@ -67,19 +67,28 @@ def test_damage_is_named_and_made_again_by_the_recorded_command(
     assert exit_code("verify", store) == 0
 
 
-def test_fixing_without_the_sources_says_the_command(
+def test_fixing_without_the_sources_takes_nothing_out(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(store)
     moved = store.rename(tmp_path / "moved")
     (tmp_path / "clips").rename(tmp_path / "gone")
+    before = contents(moved)
     assert exit_code("verify", moved, "--fix") == 4
     told = capsys.readouterr()
-    assert "taken out: 1 shards" in told.out
-    assert f"run mmdit encode clips --out {moved} --frames 5" in told.err
+    assert f"put them there, or a link: it runs mmdit encode clips --out {moved} --frames 5" in told.err
+    assert contents(moved) == before and len(LatentStore.open(moved)) == 5
+    (tmp_path / "clips").symlink_to(tmp_path / "gone")
+    assert exit_code("verify", moved, "--fix") == 0
+    assert exit_code("verify", moved) == 0
 
 
-def test_a_moved_store_is_made_again_where_it_is(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [None, ["clips", "--out=store"], ["--out", "store", "clips"]])
+def test_a_moved_store_is_made_again_where_it_is(store: Path, tmp_path: Path, said: list[str] | None) -> None:
+    if said is not None:
+        meta = json.loads((store / "store.json").read_text())
+        meta["made"]["command"] = [*said, *meta["made"]["command"][3:]]
+        (store / "store.json").write_text(json.dumps(meta))
     damage(store)
     moved = store.rename(tmp_path / "moved")
     assert exit_code("verify", moved, "--fix") == 0
@@ -139,3 +148,18 @@ def test_inspect_says_where_to_look_at_a_run(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "checkpoints").mkdir()
     assert exit_code("inspect", tmp_path) == 2
     assert "got a run; look at " in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_written_to_is_sound_all_the_same(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new_file(path: Path, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("mmdit.files.new_file", new_file)
+    assert exit_code("verify", store) == 0 and exit_code("inspect", store) == 0
+    told = capsys.readouterr().out
+    assert "sound: 5 clips" in told and "no contact sheet: [Errno 13] Permission denied" in told
+    assert "no page: [Errno 13] Permission denied" in told and "--out PAGE.html" in told
+    assert exit_code("verify", store, "--sheet", tmp_path / "sheet.png") == 4
+    assert exit_code("inspect", store, "--out", tmp_path / "page.html") == 4
