@@ -13,9 +13,10 @@ from mmdit.errors import Refused
 
 
 class Config(BaseModel):
-    """What all recipes share: unknown keys are refused, and the docstring under a field is its help."""
+    """What all recipes share: unknown keys and infinite numbers are refused, and the docstring under a field is its
+    help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def refuse_unread(config: Config, name: str, got: str, expected: str) -> None:

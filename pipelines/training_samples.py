@@ -27,7 +27,7 @@ from mmdit.seeds import seed_at
 from mmdit.training.build import describe_process
 from mmdit.training.processes import on_any
 from mmdit.training.run import Run
-from mmdit.training.watching import SampleConfig
+from mmdit.training.watching import SampleConfig, samples_folder
 
 log = logging.getLogger("mmdit.training")
 
@@ -218,7 +218,7 @@ def _precision(run: Run) -> str:
 def _write(run: Run, pipeline: ClipPipeline, wanted: list[Wanted], clips: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Writes the folder of this step, in place of an older one: steps are done again after a crash."""
     assert run.config.samples is not None
-    target = run.folder / "samples" / f"step-{run.step:07d}"
+    target = samples_folder(run.folder, run.step)
     if target.exists():
         files.remove_folder(target)
     suffix = "png" if len(clips[0]) == 1 else "mp4"

@@ -76,14 +76,21 @@ def _planned(trials: "Sequence[Trial]") -> list[str]:
 
 def _carry_out(trial: "Trial", study: "Study", folder: Path) -> "Outcome":
     """Trains and evaluates where that is not done yet."""
-    from mmdit.training.study import read_outcome
+    from mmdit.config import load_config
+    from mmdit.evaluation.protocol import load_protocol
+    from mmdit.training.config import RunConfig
+    from mmdit.training.study import is_done, read_outcome
 
     place = folder / trial.name
     told = folder / f"{trial.name}.json"
-    if not told.is_file():
+    protocol = {"name": study.protocol, **load_protocol(study.protocol, []).model_dump(mode="json")}
+    recipe = load_config(RunConfig, study.recipe, trial.overrides)
+    if not is_done(recipe, place, told, protocol):
         _call("train", [study.recipe, *trial.overrides, "--out", str(place)])
-        store = next(word.partition("=")[2] for word in reversed(trial.overrides) if word.startswith("data.store="))
-        _call("evaluate", [str(place), "--store", store, "--protocol", study.protocol, "--out", str(told)])
+        _call(
+            "evaluate",
+            [str(place), "--store", str(recipe.data.store), "--protocol", study.protocol, "--out", str(told)],
+        )
     return read_outcome(trial, place, json.loads(told.read_text(encoding="utf-8")))
 
 

@@ -22,7 +22,7 @@ def demo_summary(out: Path, settings: Mapping[str, Any], steps: Sequence[str]) -
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     timings = json.loads((out / "timings.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    held_out = [line["val_loss"] for line in lines if "val_loss" in line]
+    held_out = [line["val_loss"] for line in lines if line.get("val_loss") is not None]
     figures = {
         **{f"accuracy_{key}": value for key, value in _accuracies(scores["scores"]).items()},
         **scores["figures"],

@@ -74,7 +74,7 @@ class OptimizerConfig(Config):
     """Learning rate of Muon for the network's matrices between hidden vectors; null trains them with AdamW too."""
     muon_rounds: int = Field(5, ge=1)
     """Newton-Schulz rounds that make Muon's step orthogonal; fewer are quicker and rougher."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Of AdamW."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay, of both."""

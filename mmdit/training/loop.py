@@ -33,6 +33,7 @@ from mmdit.training.sharding import no_sync, whole
 from mmdit.training.snapshot import Writer
 from mmdit.training.trackers import TrackersOfRun, open_trackers
 from mmdit.training.validation import held_out
+from mmdit.training.watching import samples_folder
 
 # Called after each step with (steps done, steps in all, {"loss": ..., "clips_per_s": ...}), on the main process.
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -83,6 +84,8 @@ def train(
         opened.enter_context(memory_told(run))
         take_samples = _prepared(run, sample)
         trackers = opened.enter_context(open_trackers(run))
+        if take_samples is not None and _lacks_samples(run):  # it was stopped between its checkpoint and these
+            trackers.show(take_samples(stop_wanted), run.step)
         ready = _batches(run)
         meter = _meter(run)
         started, clips = time.monotonic(), 0
@@ -118,7 +121,11 @@ def train(
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stop:
                 save(run)
             keep_report(run.step)
-            if stop and run.step < config.steps:
+            if take_samples is not None and _sample_is_due(run) and not stop:
+                trackers.show(take_samples(stop_wanted), run.step)
+                if stop := on_any(accelerator, stop_wanted()):
+                    save(run)
+            if stop and (run.step < config.steps or (take_samples is not None and _lacks_samples(run))):
                 finish_save(run)
                 raise Stopped(
                     "training was asked to stop",
@@ -126,8 +133,6 @@ def train(
                     got=f"step {run.step} of {config.steps}, saved",
                     fix="the same command goes on from here",
                 )
-            if take_samples is not None and _sample_is_due(run):
-                trackers.show(take_samples(stop_wanted), run.step)
         finish_save(run)
     return find_checkpoint(folder)
 
@@ -231,7 +236,8 @@ def _meter(run: Run) -> Meter:
 
 
 def _prepared(run: Run, sample: Callable[[Run], TakeSamples] | None) -> TakeSamples | None:
-    if run.config.samples is None or run.step == run.config.steps:
+    is_done = run.step == run.config.steps and (sample is None or not _lacks_samples(run))
+    if run.config.samples is None or is_done:
         return None
     if sample is None:
         raise Refused(
@@ -243,7 +249,13 @@ def _prepared(run: Run, sample: Callable[[Run], TakeSamples] | None) -> TakeSamp
 
 def _sample_is_due(run: Run) -> bool:
     samples = run.config.samples
-    return samples is not None and (run.step % samples.every == 0 or run.step == run.config.steps)
+    return samples is not None and run.step > 0 and (run.step % samples.every == 0 or run.step == run.config.steps)
+
+
+def _lacks_samples(run: Run) -> bool:
+    """Whether those of the run's step are due and not there; the same answer on all processes."""
+    there = samples_folder(run.folder, run.step).is_dir() or not run.accelerator.is_main_process
+    return on_any(run.accelerator, _sample_is_due(run) and not there)
 
 
 def _log(run: Run, meter: Meter, loss: float, norm: Tensor, seconds: float, trackers: TrackersOfRun) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from mmdit.config import Config, refuse_unread
 from mmdit.diffusion import GaussianDiffusion, RectifiedFlow
@@ -23,7 +23,7 @@ class ModelConfig(Config):
     """Width."""
     num_heads: int | None = Field(None, ge=1)
     """Attention heads."""
-    patch_size: tuple[int, int, int] | None = None
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """(time, height, width) of a patch, in latent cells."""
     mlp_ratio: float = Field(4.0, gt=0.0)
     """Inner width of the MLP over the width."""

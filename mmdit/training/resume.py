@@ -91,6 +91,8 @@ def _write(run: Run, path: Path, groups: Groups, places: Places, state: dict[str
                 files.write_json(part / "state.json", state)
                 checkpoints.write_manifest(part)
             remove_old(run.folder, run.config)
+    except Refused as error:  # what was just written is damaged: nothing old was removed
+        raise Stopped(f"the checkpoint of step {state['step']} is not whole: {error}") from error
     except (OSError, SafetensorError) as error:
         raise _not_written(run.folder, state["step"], error) from error
     finally:
@@ -165,7 +167,7 @@ def resume(run: Run, *, fallback: bool = False, accept_data: bool = False) -> No
         Refused: the newest checkpoint is damaged, the data are not those that the run was begun with, or there is no
             room for a checkpoint.
     """
-    check_retention(run.config)
+    check_retention(run)
     if run.accelerator.is_main_process:
         for folder in (run.folder, run.folder / "checkpoints", run.folder / "rows"):
             files.sweep(folder)

@@ -8,10 +8,18 @@ from mmdit import files
 from mmdit.errors import Refused
 from mmdit.training import checkpoint as checkpoints
 from mmdit.training.config import RunConfig
+from mmdit.training.run import Run
 
 
-def check_retention(config: RunConfig) -> None:
+def check_retention(run: Run) -> None:
     """Refused where the best checkpoint is to be kept and checkpoints are written without a held-out loss."""
+    config = run.config
+    if config.keep_best and "validation" not in run.splits:
+        raise Refused(
+            "keep_best needs a held-out loss at every checkpoint",
+            got=f"no split {config.data.validation_split!r} in the data", expected="validation clips",
+            fix="encode some with that split, or set keep_best=false",
+        )  # fmt: skip
     if config.keep_best and config.checkpoint_every % config.validate_every:
         raise Refused(
             "keep_best needs a held-out loss at every checkpoint",
@@ -56,4 +64,4 @@ def held_out_losses(metrics: Path) -> dict[int, float]:
     if not metrics.is_file():
         return {}
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").split("\n")[:-1]]
-    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    return {line["step"]: line["val_loss"] for line in lines if line.get("val_loss") is not None}

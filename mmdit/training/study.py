@@ -16,6 +16,7 @@ from mmdit.errors import Refused
 from mmdit.latents.store import LatentStore
 from mmdit.training.build import clip_cost
 from mmdit.training.config import RunConfig
+from mmdit.training.resume_rules import begun_with
 
 
 class Study(Config):
@@ -115,6 +116,18 @@ def _latent_shape(config: RunConfig) -> tuple[int, int, int, int]:
     return shape[0], shape[1], shape[2], shape[3]
 
 
+def is_done(recipe: RunConfig, run: Path, evaluation: Path, protocol: Mapping[str, Any]) -> bool:
+    """Whether the run was trained by this recipe to its end, and evaluated then by this protocol ("name" and rules)."""
+    begun = begun_with(run)
+    if begun is None or not evaluation.is_file():
+        return False
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": begun.precision})
+    told = json.loads(evaluation.read_text(encoding="utf-8"))
+    is_same = begun.model_dump(mode="json") == recipe.model_dump(mode="json")
+    return is_same and told["protocol"] == protocol and told["model"]["step"] == recipe.steps
+
+
 def read_outcome(trial: Trial, run: Path, evaluation: Mapping[str, Any]) -> Outcome:
     """What a finished run and its evaluation tell.
 
@@ -131,7 +144,13 @@ def read_outcome(trial: Trial, run: Path, evaluation: Mapping[str, Any]) -> Outc
         figures["attributes"] = fmean(share["generated"]["share"] for share in told["attributes"].values())
     for network, distance in (told.get("distances") or {}).items():
         figures[f"Fréchet distance, {network}"] = float(distance["frechet"])
-    return Outcome(trial, figures, float(lines[-1]["seconds"]))
+    return Outcome(trial, figures, _seconds(lines))
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Those of all the times that a run was taken up: "seconds" begins anew at each."""
+    told = [float(line["seconds"]) for line in lines]
+    return sum(now for now, then in zip(told, [*told[1:], 0.0], strict=True) if then < now)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def held_out(run: Run, losses: Losses) -> dict[str, Any]:
     found, labels = run.accelerator.reduce(found), run.accelerator.reduce(labels)
     found, labels = found[:-1, found[-1] > 0], labels[found[-1] > 0]
     by_level = {str(level): _finite(each.mean()) for level, each in zip(LEVELS, found[1:], strict=True)}
-    measured: dict[str, Any] = {"val_loss": found[0].mean().item(), "val_noise": by_level}
+    measured: dict[str, Any] = {"val_loss": _finite(found[0].mean()), "val_noise": by_level}
     if data.labels is not None:
         of_clips = found[1:].mean(0)
         measured["val_labels"] = {

@@ -1,6 +1,7 @@
 """The keys of a recipe that say how a run is watched: clips sampled while it trains, and trackers."""
 
 import difflib
+from pathlib import Path
 from typing import Annotated
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -23,8 +24,12 @@ class SampleConfig(Config):
     """Number of clips, which take prompts and labels in turn; null for as many as there are of these, else 4."""
     steps: int = Field(12, ge=1)
     """Sampling steps."""
-    guidance: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    guidance: float | None = Field(None, ge=0.0)
     """Guidance scale; 1 is without. Null for 2, or 1 where no condition is ever dropped, so that there is none."""
+
+
+def samples_folder(run_folder: Path, step: int) -> Path:
+    return run_folder / "samples" / f"step-{step:07d}"
 
 
 def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:

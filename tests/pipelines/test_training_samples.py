@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from mmdit.clips.made import make_clips
 from mmdit.clips.video import clip_to_frames, read_metadata
 from mmdit.conditioning import build_text_encoder
 from mmdit.config import parse_config
-from mmdit.errors import Refused
+from mmdit.errors import Refused, Stopped
 from mmdit.latents.store import LatentStore
 from mmdit.pipelines import training_samples
 from mmdit.pipelines.loading import load_pipeline
@@ -232,6 +234,34 @@ def test_steps_that_are_done_again_are_sampled_again(recipe: Recipe, tmp_path: P
     folders = sorted((tmp_path / "samples").iterdir())
     assert [folder.name for folder in folders] == ["step-0000001", "step-0000002"]
     assert all(len(list(folder.iterdir())) == 3 for folder in folders)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_asked_to_stop_while_sampling_the_same_command_makes_the_samples(
+    recipe: Recipe, tmp_path: Path, step: int
+) -> None:
+    config = recipe(steps=3, checkpoint_every=3, samples={"every": 2, "steps": 2, "count": 2})
+    train(config, tmp_path / "whole", sample=prepare_samples)
+
+    def asked(run: Run) -> Any:
+        take = prepare_samples(run)
+
+        def taken(stop_wanted: Callable[[], bool]) -> Any:
+            if run.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take(stop_wanted)
+
+        return taken
+
+    with pytest.raises(Stopped, match=f"asked to stop.*step {step} of 3, saved"):
+        train(config, tmp_path / "stopped", sample=asked)
+    assert find_checkpoint(tmp_path / "stopped").name == f"step-000000{step}"
+    assert not (tmp_path / "stopped" / "samples" / f"step-000000{step}").exists()
+    train(config, tmp_path / "stopped", sample=prepare_samples)
+    folders = [tmp_path / name / "samples" for name in ("whole", "stopped")]
+    made = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders]
+    assert made[0] == made[1] and len(made[0]) == 2 * 3
+    train(config, tmp_path / "stopped", sample=lambda run: pytest.fail("nothing is left to do"))
 
 
 def begun(config: RunConfig, folder: Path) -> Run:

@@ -216,6 +216,8 @@ def test_what_is_known_of_real_clips_is_not_measured_again(
         (("--weights", "best"), "unknown weights"),
         (("--precision", "half"), "unknown precision"),
         (("--clips", "/nowhere"), "what to compare with, got both"),
+        (("--out", "photo.png"), "not a JSON file, in --out, got photo.png"),
+        (("--out", f"{__file__}/result.json"), "the output cannot be written"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_a_model_is_loaded(

@@ -7,9 +7,11 @@ from pathlib import Path
 import commands
 import pytest
 
-from mmdit.config import load_config
+from mmdit.config import dump_config, load_config
 from mmdit.errors import Refused, Stopped
+from mmdit.evaluation.protocol import load_protocol
 from mmdit.tools import study
+from mmdit.training.config import RunConfig
 from mmdit.training.study import Study
 
 SHIPPED = sorted(path.name for path in (Path(str(files("mmdit.configs"))) / "studies").glob("*.yaml"))
@@ -25,11 +27,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
         out = Path(words[words.index("--out") + 1])
         if verb == "train":
             depth = next(int(word[-1]) for word in words if word.startswith("model.depth="))
-            out.mkdir(parents=True)
+            recipe = load_config(RunConfig, words[0], words[1:-2])
+            (out / "checkpoints" / f"step-{recipe.steps:07}").mkdir(parents=True, exist_ok=True)
+            (out / "config.yaml").write_text(dump_config(recipe))
             (out / "metrics.jsonl").write_text(json.dumps({"step": 1, "val_loss": 1 / depth, "seconds": 1.0}) + "\n")
         else:
             assert words[words.index("--store") + 1]
-            out.write_text(json.dumps({"figures": {"distances": {"probe": {"frechet": 2.0}}}}))
+            name = words[words.index("--protocol") + 1]
+            step = max(int(path.name[5:]) for path in (Path(words[0]) / "checkpoints").iterdir())
+            out.write_text(json.dumps({
+                "protocol": {"name": name, **load_protocol(name).model_dump(mode="json")}, "model": {"step": step},
+                "figures": {"distances": {"probe": {"frechet": 2.0}}},
+            }))  # fmt: skip
 
     monkeypatch.setattr(study, "_call", call)
     return made
@@ -50,11 +59,40 @@ def test_a_study_trains_measures_and_goes_on(
     assert [verb for verb, _ in calls] == ["train", "evaluate"]
     assert commands.exit_code("study", *asked) == 0
     assert [verb for verb, _ in calls] == ["train", "evaluate"] * 3  # d1 was there
+    assert commands.exit_code("study", *asked) == 0
+    assert len(calls) == 6
     result = json.loads((tmp_path / "out" / "depths" / "study.json").read_text())
     assert [row["mean"]["held-out loss"] for row in result["rows"]] == pytest.approx([1, 1 / 2, 1 / 3])
     assert result["rank_correlations"]["held-out loss"] == pytest.approx(-1)
     assert (tmp_path / "out" / "depths" / "study.png").read_bytes().startswith(b"\x89PNG")
     assert "rank correlation of multiply-accumulates and held-out loss: -1.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["steps=9", "model.hidden_size=64", "protocol"])
+def test_what_was_asked_for_otherwise_is_done_again(
+    calls: list[tuple[str, list[str]]], asked: list[str], tmp_path: Path, change: str
+) -> None:
+    """`mmdit train` then goes on, or refuses the run that there is."""
+    assert commands.exit_code("study", *asked, "--only", "d1") == 0
+    if change == "protocol":
+        told = json.loads((tmp_path / "depths.yaml").read_text())
+        (tmp_path / "depths.yaml").write_text(json.dumps({**told, "protocol": "fvd-16f-2048"}))
+    else:
+        asked.insert(2, change)
+    calls.clear()
+    assert commands.exit_code("study", *asked, "--only", "d1") == 0
+    assert [verb for verb, _ in calls] == ["train", "evaluate"]
+
+
+def test_the_store_may_be_named_by_the_recipe(
+    calls: list[tuple[str, list[str]]], asked: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("base: debug\ndata: {store: named}\n")
+    told = json.loads((tmp_path / "depths.yaml").read_text())
+    (tmp_path / "depths.yaml").write_text(json.dumps({**told, "recipe": str(tmp_path / "mine.yaml")}))
+    asked.remove("data.store=somewhere")
+    assert commands.exit_code("study", *asked, "--only", "d1") == 0
+    assert calls[1][1][1:3] == ["--store", "named"]
 
 
 def test_a_plan_trains_nothing_and_what_is_unknown_is_refused(

@@ -202,3 +202,16 @@ def test_every_shipped_recipe_makes_its_network(path: Path) -> None:
         assert millions == pytest.approx(published[path.stem], rel=0.01)
     if path.stem.startswith("latte_") and not config.conditions.labels:
         assert millions == pytest.approx(673.7, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.betas=[2,3]", "optimizer.betas=[0.9,1.0]", "optimizer.lr=.inf", "flow.shift=.inf", "flow.mean=.nan",
+        "model.patch_size=[0,1,1]", "model.patch_size=[1,-2,2]", "model.mlp_ratio=.inf",
+    ],
+)  # fmt: skip
+def test_numbers_that_nothing_can_be_made_of_are_refused(word: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(Refused, match=f"{key}.* does not fit"):
+        load_config(RunConfig, "debug", ["data.store=x", word])

@@ -46,7 +46,7 @@ def test_every_key_has_one_class() -> None:
 
 CHANGED: dict[str, Any] = {
     "log_every": 2, "validate_every": 1, "validation_clips": 2, "checkpoint_every": 1, "keep_checkpoints": 3,
-    "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "none",
+    "keep_best": True, "keep_every": 2, "stop_after_bad_steps": 3, "data__validation_split": "train",
     "model__attention_backend": "math", "data__micro_batch": 2, "compile": True, "ema_device": "cpu",
     "model__checkpointing": 1, "data__repeat": True, "data__workers": 1, "trackers": [],
     "samples__every": 2, "samples__prompts": ["a coat"], "samples__labels": [0], "samples__count": 1,

@@ -58,6 +58,18 @@ def test_the_best_without_a_held_out_loss_at_checkpoints_is_refused(recipe: Any,
         train(recipe(keep_best=True), tmp_path)
 
 
+def test_the_best_without_validation_clips_is_refused(recipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="got no split 'none' in the data, expected validation clips"):
+        train(recipe(keep_best=True, checkpoint_every=3, data__validation_split="none"), tmp_path)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_null_and_never_the_best(recipe: Any, tmp_path: Path) -> None:
+    train(recipe(steps=2, validate_every=1, optimizer__lr=1e30, optimizer__warmup=0), tmp_path)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
+    assert lines[-1]["val_loss"] is None
+    assert 2 not in held_out_losses(tmp_path / "metrics.jsonl")
+
+
 def test_checkpoints_are_in_order_of_their_steps(tmp_path: Path) -> None:
     for step in (10_000_000, 9_999_999):
         (tmp_path / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)

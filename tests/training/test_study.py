@@ -72,6 +72,9 @@ def test_an_outcome_is_read_off_the_run_and_its_evaluation(tmp_path: Path) -> No
     found = read_outcome(Trial("a", 0, (), 3, 4, 100), tmp_path, evaluation)
     assert found.figures == {"held-out loss": 0.5, "attributes": 0.75, "Fréchet distance, probe": 3.5}
     assert found.seconds == 3.0
+    lines += [{"step": 4, "seconds": 0.5}, {"step": 5, "seconds": 1.5}, {"step": 6, "seconds": 0.25}]  # taken up twice
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_outcome(Trial("a", 0, (), 3, 4, 100), tmp_path, evaluation).seconds == 3.0 + 1.5 + 0.25
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 1}\n')
     with pytest.raises(Refused, match="no held-out loss"):
         read_outcome(Trial("a", 0, (), 3, 4, 100), tmp_path, evaluation)

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmdit.errors import Refused
 from mmdit.training import trackers
 from mmdit.training.loop import train
+from mmdit.training.watching import samples_folder
 
 SAMPLES = {"every": 2}
 
@@ -31,7 +32,11 @@ def clips_of(step: int) -> dict[str, np.ndarray]:
 
 
 def sample(run: Any) -> Any:
-    return lambda stop_wanted: clips_of(run.step)
+    def take(stop_wanted: Any) -> Any:
+        samples_folder(run.folder, run.step).mkdir(parents=True)
+        return clips_of(run.step)
+
+    return take
 
 
 class Interrupted(Exception):
