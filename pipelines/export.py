@@ -43,12 +43,19 @@ def check_card(card: Card, source: Source) -> None:
             expected="one like apache-2.0, cc-by-nc-4.0 or other",
         )  # fmt: skip
     if card.examples:
-        pair_conditions(
+        conditions = pair_conditions(
             card.examples if source.has_text else None,
             None if source.has_text else card.examples,
             labels=source.labels,
             has_text=source.has_text,
         )
+        source.null_conditions.check(_sampling(source).guidance, conditions, [""])
+
+
+def _sampling(source: Source) -> Sampling:
+    """The model's own, as in `mmdit generate`."""
+    own, unsaid = source.sampling, source.null_conditions.default_guidance()
+    return Sampling(steps=own.steps, guidance=unsaid if own.guidance is None else own.guidance)
 
 
 def write_folder(pipeline: ClipPipeline, source: Source, out: Path, dtype: str, card: Card | None = None) -> None:
@@ -215,5 +222,5 @@ def _make_examples(
     names = [f"examples/{number:02d}.{ending}" for number in range(len(asked))]
     text = pipeline.has_text
     wishes = [Wish(n, one if text else None, None if text else one) for n, one in zip(names, asked, strict=True)]
-    grant(pipeline, wishes, folder, sampling=Sampling(), metadata=call_facts(source, pipeline), batch_size=1)
+    grant(pipeline, wishes, folder, sampling=_sampling(source), metadata=call_facts(source, pipeline), batch_size=1)
     return list(zip(names, asked, strict=True))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmdit.clips.shape import on_white
+from mmdit.clips.stills import as_rgb
+from mmdit.clips.window import BadClip
 from mmdit.errors import Refused
 
 Pixels = Any  # PIL image, uint8 or [0, 1] array (height, width, 3), tensor (3, height, width) in [-1, 1]
@@ -17,11 +18,10 @@ Pixels = Any  # PIL image, uint8 or [0, 1] array (height, width, 3), tensor (3, 
 def read_image(value: Pixels) -> Tensor:
     """One picture as pixels (3, 1, height, width); Refused for anything else."""
     if isinstance(value, Image.Image):
-        value = ImageOps.exif_transpose(value)
-        if value.has_transparency_data:
-            value = on_white(np.asarray(value.convert("RGBA")))
-        else:
-            value = np.asarray(value.convert("RGB"))
+        try:
+            value = as_rgb(ImageOps.exif_transpose(value))
+        except BadClip as error:
+            raise Refused("not a picture", got=error.reason) from None
     if isinstance(value, np.ndarray) and value.ndim == 3:
         return read_video(value[None])
     if isinstance(value, Tensor) and value.ndim == 3:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -71,13 +72,13 @@ def read_size(text: str, where: str) -> tuple[int, int]:
 
 
 def _lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):  # a prompt may hold other ends of lines
         if line.strip():
             yield number, {"prompt": line.strip()}
 
 
 def _csv(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     try:
         for cells in rows:

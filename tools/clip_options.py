@@ -97,11 +97,11 @@ def print_notes(found: "Found") -> None:
 
 
 def tiling_of(text: str) -> bool | int:
-    """off, on, or a side in pixels."""
+    """off, on, or a side in pixels. In a YAML file, off and on are False and True."""
     from mmdit.errors import Refused
 
-    if text in ("on", "off"):
-        return text == "on"
+    if text in ("on", "off", "True", "False"):
+        return text in ("on", "True")
     if not re.fullmatch(r"[1-9]\d{0,4}", text):
         raise Refused("not a tiling", got=repr(text), expected="off, on, or the side of a tile in pixels")
     return int(text)

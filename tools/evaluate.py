@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def main(
     source: Annotated[Path, typer.Argument(help="A run, a checkpoint, a pipeline folder, or a folder of clips.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the protocol, as key=value.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The store of the real clips.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The store of the real clips: a folder, or a URL that fsspec knows.")
+    ] = None,
     clips: Annotated[Path | None, typer.Option(help="Or the folder of the real clips.")] = None,
     protocol: Annotated[str, typer.Option(help="A name, or a YAML file.")] = "fashion-small",
     network: Annotated[
@@ -111,7 +113,7 @@ def _check_out(out: Path) -> None:
     check_writable(out)
 
 
-def _against(store: Path | None, clips: Path | None) -> "LatentStore | Path":
+def _against(store: str | None, clips: Path | None) -> "LatentStore | Path":
     """What is compared with."""
     from mmdit.errors import Refused
     from mmdit.latents.store import LatentStore

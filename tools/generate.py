@@ -117,13 +117,14 @@ def main(
     check_ways(ways, found, weights, source)
     sampling = Sampling(seed, steps, guidance, _interval(guidance_interval), precision,
                         _rescale(guidance_rescale), _projection(guidance_projection))  # fmt: skip
-    shown_size = read_size(size, "--size") if size else None
-    call = Call(out, format, count, frames, shown_size, fps, batch, sheet, sampling)
+    asked_size = read_size(size, "--size") if size else None
+    call = Call(out, format, count, frames, asked_size, fps, batch, sheet, sampling)
     _check(call, found, sampler, len(entries) * count)
     check_not_given(out, image, last_image, extend)
     check_own(out)
     wishes = plan(call, entries, found, codec)
-    given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=shown_size,
+    given_size = _given_size(wishes, found) if image or last_image or extend else None
+    given, given_facts = read_given(image, last_image, extend, clip=found.clip, size=given_size,
                                     trained=found.given_frames, force=force_given)  # fmt: skip
     check_given(given, found, [(wish.frames, wish.size) for wish in wishes], codec=codec, force=force_given)
     places = {"source": str(found.folder.resolve()), **places_of(image, last_image, extend)}
@@ -179,6 +180,19 @@ def _guidance(found: "Source", entries: "list[Entry]", asked: float | None) -> f
         except Refused as error:
             raise Refused(f"{entry.where}: {error}") if entry.where else error from None
     return scale
+
+
+def _given_size(wishes: "list[Wish]", found: "Source") -> tuple[int, int] | None:
+    """(height, width) that given frames are cut to, once for all clips; None for that of the training clips."""
+    from mmdit.errors import Refused
+
+    own: tuple[int, int] | None = tuple(found.clip["size"]) if found.clip else None
+    sizes = dict.fromkeys(wish.size or own for wish in wishes)
+    if len(sizes) > 1:
+        told = [f"{size[0]}x{size[1]}" if size else "the model's own" for size in sizes]
+        raise Refused("given frames are cut to one size", got=f"clips of {' and '.join(told[:3])}",
+                      expected="one size for all", fix="ask for each size by itself")  # fmt: skip
+    return next(iter(sizes))
 
 
 def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> None:
@@ -266,8 +280,9 @@ def _projection(text: str | None) -> "Projection | None":
     if text is None:
         return None
     try:
-        values = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
-        if not set(values) <= {field.name for field in fields(Projection)}:
+        parts = [part.partition("=") for part in text.split(",")]
+        values = {name.strip(): float(value) for name, _, value in parts}
+        if len(values) < len(parts) or not set(values) <= {field.name for field in fields(Projection)}:
             raise ValueError
     except ValueError:
         raise Refused("not a projection of guidance", where="--guidance-projection", got=repr(text[:40]),

@@ -48,7 +48,7 @@ def read_still(path: str, offset: int = 0, length: int | None = None) -> tuple[F
 
     with _opened(path, offset, length) as image:
         stored = (image.height, image.width)
-        return _rgb(ImageOps.exif_transpose(image)), stored
+        return as_rgb(ImageOps.exif_transpose(image)), stored
 
 
 @contextmanager
@@ -70,7 +70,8 @@ def _opened(path: str, offset: int, length: int | None) -> "Iterator[Image]":
             raise BadClip(f"damaged: the image does not decode{' '.join(detail.split())[:200]}") from None
 
 
-def _rgb(image: "Image") -> Frames:
+def as_rgb(image: "Image") -> Frames:
+    """uint8 (height, width, 3) of a PIL image; BadClip for one of 32 bits, of which nobody says what is white."""
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)

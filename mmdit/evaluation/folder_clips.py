@@ -15,7 +15,7 @@ from mmdit.latents.facts import find_facts, where_of
 
 
 class FolderClips(RealClips):
-    """Videos, or images where the view is of one frame, below a folder, or as a table in it lists them.
+    """Videos, or images where the view is of one frame, below a folder, or as a table or a manifest in it lists them.
 
     They are in an order drawn by `seed` from the sha256 of their bytes, and what the table says of them goes along.
 
@@ -29,7 +29,8 @@ class FolderClips(RealClips):
 
     def __init__(self, folder: Path, view: View, *, count: int | None, seed: int, drawn_start: bool = False) -> None:
         found = find_source(folder, rules=SourceRules(media="all" if view.frames == 1 else "video"))
-        known, asked = _captions(folder), found.clips
+        known = _captions(folder)
+        asked = [clip for clip in found.clips if known is None or clip.path in known]
         reader = ClipReader(READERS)
         facts = find_facts(found.folder, asked, {}, reader)
         listed = []
@@ -38,7 +39,7 @@ class FolderClips(RealClips):
             if fact.probed is None:
                 raise Refused("a clip cannot be read", where=folder / clip.path, got=fact.reason or fact.sha256)
             first, frames = _span(clip, fact.probed)
-            row = {**clip.attributes, "caption": clip.caption, "label": clip.label, **known.get(clip.path, {})}
+            row = {**clip.attributes, "caption": clip.caption, "label": clip.label, **(known or {}).get(clip.path, {})}
             row |= {"source": clip.path, "first": first, "frames": frames, "fps": fact.probed.fps or 1.0,
                     "height": fact.probed.size[0], "width": fact.probed.size[1], "part": fact.part}  # fmt: skip
             listed.append((f"{fact.sha256}-{first}-{frames}", row))
@@ -72,11 +73,12 @@ def _span(clip: Any, probed: Probed) -> tuple[int, int]:
     return first, max(1, last - first)
 
 
-def _captions(folder: Path) -> dict[str, Row]:
-    """Of a folder that `mmdit generate` filled: prompt and label of each file."""
+def _captions(folder: Path) -> dict[str, Row] | None:
+    """Of a folder that `mmdit generate` filled: prompt and label of each file; what else lies there, a sheet of all
+    among it, is no sample."""
     path = folder / "manifest.json"
     if not path.is_file():
-        return {}
+        return None
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return {row["file"]: {"caption": row.get("prompt"), "label": row.get("label")} for row in rows}

@@ -84,6 +84,8 @@ def plan_source(
         probed: as for `plan_clips`.
     """
     known = {} if folder is None else read_facts(folder)
+    if options.retry_skipped:  # what could not be looked at is looked at again
+        known = {path: replace(facts, reason=None) for path, facts in known.items()}
     needed = rules.needs_probe if probed is None else probed
     with ClipReader(workers_of(options) + 1, deadline=options.deadline) as reader:
         facts = find_facts(found.folder, found.clips, known, reader if needed else None)

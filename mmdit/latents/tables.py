@@ -122,8 +122,11 @@ def _one_kind(kept: Sequence[Kept]) -> dict[str, Any] | None:
 def index_table(kept: Sequence[Kept]) -> pyarrow.Table:
     """index.parquet: a row a clip. What is known of each comes from its shard, caption and label from the plan."""
     names = sorted({name for planned, _ in kept for name in planned.clip.attributes})
-    # An attribute of the name of one of our columns is kept beside it.
-    columns = {name: f"attribute.{name}" if name in INDEX_ROWS.names else name for name in names}
+    columns: dict[str, str] = {}
+    for name in names:  # an attribute of the name of one of our columns, or of another's, is kept beside it
+        columns[name] = name
+        while columns[name] in INDEX_ROWS.names or list(columns.values()).count(columns[name]) > 1:
+            columns[name] = f"attribute.{columns[name]}"
     rows = []
     for planned, row in kept:
         clip = planned.clip

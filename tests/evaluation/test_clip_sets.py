@@ -62,6 +62,8 @@ def test_the_manifest_of_generated_clips_says_their_prompts(tmp_path: Path) -> N
     (tmp_path / "manifest.json").write_text(json.dumps(rows))
     found = {row["source"]: row for row in FolderClips(tmp_path, View(), count=None, seed=0).rows}
     assert found["00.mp4"]["caption"] == "a coat" and found["01.mp4"]["label"] == "hat"
+    (tmp_path / "00-again.mp4").write_bytes((tmp_path / "00.mp4").read_bytes())  # nor a sheet of all, nor anything else
+    assert len(FolderClips(tmp_path, View(), count=None, seed=0).rows) == 2
     (tmp_path / "manifest.json").write_text("[1]")
     with pytest.raises(Refused, match="not the manifest"):
         FolderClips(tmp_path, View(), count=None, seed=0)

@@ -21,7 +21,7 @@ from mmdit.clips.part import Part
 from mmdit.clips.source import SourceClip
 from mmdit.clips.video import frames_to_clip, write_clip
 from mmdit.errors import OverBudget, Refused, Stopped
-from mmdit.latents import batches
+from mmdit.latents import batches, facts
 from mmdit.latents.codec import Posterior
 from mmdit.latents.facts import find_facts
 from mmdit.latents.plan import plan_clips
@@ -259,6 +259,32 @@ def test_skipped_clips_are_read_again_on_request(videos: Path, tmp_path: Path, m
     assert run(videos, tmp_path / "store", retry_skipped=True).kept == 5
     assert run(videos, tmp_path / "store").encoded == 0
     assert len(LatentStore.open(tmp_path / "store")) == 5
+
+
+def test_what_could_not_be_probed_is_looked_at_again_on_request(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loaded machine took for a hanging decoder is not out for ever."""
+    several: dict[str, Any] = {"buckets": (Bucket(5, 32, 48), Bucket(3, 32, 48)), "max_skipped": 9}
+    plain = facts._probe
+
+    def missing(root: Path, path: str, part: Any) -> Any:
+        return plain(root, "nowhere.mp4" if path == "0.mp4" else path, part)
+
+    monkeypatch.setattr(facts, "_probe", missing)
+    first = run(videos, tmp_path / "store", **several)
+    monkeypatch.undo()
+    assert run(videos, tmp_path / "store", **several).kept == first.kept
+    assert run(videos, tmp_path / "store", **several, retry_skipped=True).kept == first.kept + 1
+
+
+def test_columns_of_a_table_never_share_a_name_in_the_store(videos: Path, tmp_path: Path) -> None:
+    lines = ["path,attribute.id,id", *(f"{number}.mp4,a{number},b{number}" for number in range(7))]
+    (videos / "captions.csv").write_text("\n".join(lines))
+    run(videos, tmp_path / "store")
+    table = LatentStore.open(tmp_path / "store").table
+    assert len(set(table.column_names)) == len(table.column_names)
+    assert table["attribute.id"][0].as_py() == "a0" and table["attribute.attribute.id"][0].as_py() == "b0"
 
 
 def test_an_id_stands_for_all_that_its_latent_depends_on(videos: Path) -> None:

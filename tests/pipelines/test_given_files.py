@@ -85,6 +85,17 @@ def test_generate_holds_the_photo_and_says_so(tmp_path: Path, photo: Path, capsy
     assert exit_code(*words, tmp_path / "last.mp4", "--last-image", photo, "--force-given") == 0
 
 
+def test_the_photo_is_cut_to_the_size_of_a_list_of_prompts(tmp_path: Path, photo: Path) -> None:
+    tiny.write_run(tmp_path / "run", given_frames=["first"])
+    (tmp_path / "list.csv").write_text("prompt,size\nred,32x64\n")
+    words = ("generate", tmp_path / "run", "--steps", 1, "--image", photo)
+    assert exit_code(*words, "--prompts", tmp_path / "list.csv", "--out", tmp_path / "a.mp4") == 0
+    assert exit_code(*words, "--prompt", "red", "--size", "32x64", "--out", tmp_path / "b.mp4") == 0
+    notes: list[dict[str, Any]] = [dict(read_metadata(tmp_path / f"{name}.mp4")) for name in "ab"]
+    assert notes[0]["given"]["image"]["size"] == "32x64"
+    assert notes[0]["frames_sha256"] == notes[1]["frames_sha256"]
+
+
 def test_what_cannot_hold_it_is_refused_before_a_model_is_loaded(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +103,11 @@ def test_what_cannot_hold_it_is_refused_before_a_model_is_loaded(
     tiny.write_run(tmp_path / "run", given_frames=["first", "both"])
     words = ("generate", tmp_path / "run", "--prompt", "red", "--out")
     new = tmp_path / "new.png"
+    sizes = tmp_path / "sizes.csv"
+    sizes.write_text("prompt,size\nred,32x64\nblue,\n")
+    listed = ("generate", tmp_path / "run", "--prompts", sizes, "--out", tmp_path / "many", "--image", photo)
+    assert exit_code(*listed) == 2
+    assert "given frames are cut to one size, got clips of 32x64 and 16x32" in capsys.readouterr().err
     for asked, said in (
         ((new, "--image", photo, "--frames", 1), "all frames are given"),
         ((new, "--last-image", photo), "not trained with such given frames"),

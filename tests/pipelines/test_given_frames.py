@@ -71,6 +71,12 @@ def test_every_form_of_a_picture_is_the_same_picture(pipeline: ClipPipeline) -> 
     alpha = np.concatenate([array, np.full((16, 32, 1), 255, np.uint8)], axis=2)
     for form in (Image.fromarray(array), Image.fromarray(alpha), array, array.astype(np.float32) / 255, clip):
         torch.testing.assert_close(read_image(form)[:, 0], clip, atol=1e-6, rtol=0)
+    deep = array[..., 0].astype(np.uint16) * 257
+    wanted = torch.from_numpy(array[..., 0].astype(np.float32)).expand(3, 16, 32) / 127.5 - 1
+    torch.testing.assert_close(read_image(Image.fromarray(deep))[:, 0], wanted, atol=1e-6, rtol=0)
+    for unclear in (deep.astype(np.int32), deep.astype(np.float32)):
+        with pytest.raises(Refused, match="only 8 and 16 bits"):
+            read_image(Image.fromarray(unclear))
     video = np.stack([picture(number) for number in range(3)])
     forms: list[Any] = [list(video), [Image.fromarray(frame) for frame in video], read_video(video)]
     for form in forms:

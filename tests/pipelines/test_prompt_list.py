@@ -22,6 +22,10 @@ def test_the_three_kinds_of_list(tmp_path: Path) -> None:
         "a red coat",
         "a dress, blue",
     ]
+    # What Unicode takes for the end of a line is none; it comes with text copied from elsewhere.
+    for other in ("\u2028", "\x85", "\x0c"):
+        assert len(read(text, f"a red{other}coat\r\na hat\rblue")) == 3
+        assert len(read(table, f"prompt\na red{other}coat\r\na hat\n")) == 2
     said = Entry(f"{table}, line 2", "a coat, red", "dress", "blur", 7, "x/a.gif", 5, (32, 16), 1.5)
     header = "prompt,label,negative,seed,out,frames,size,guidance\n"
     rows = read(table, f'{header}"a coat, red",1,blur,7,x/a.gif,5,32x16,1.5\nplain,,,,,,,\n')

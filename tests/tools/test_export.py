@@ -98,6 +98,29 @@ def test_examples_are_made_and_the_licence_is_said(run: Path, tmp_path: Path) ->
     assert exit_code(*again, "--out", tmp_path / "again.mp4") == 0
 
 
+def test_examples_are_sampled_as_the_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tiny.write_run(tmp_path / "run", labels=False, null_conditions=[])  # always told, so never guided
+    assert exit_code("export", told, tmp_path / "out", "--example", "a red coat") == 0
+    assert read_note(tmp_path / "out" / "examples" / "00.mp4")["guidance"] == 1
+    pipeline = load_pipeline(told)
+    pipeline.register_to_config(sampling={"steps": 3, "guidance": 1.5})
+    pipeline.save_pretrained(tmp_path / "own")
+    monkeypatch.setattr("mmdit.pipelines.loading.load_pipeline", lambda *args, **more: pytest.fail("a model is loaded"))
+    assert exit_code("export", tmp_path / "own", tmp_path / "none", "--example", "a red coat") == 2
+    assert "guidance 1.5" in capsys.readouterr().err
+
+
+def test_examples_take_the_steps_and_guidance_of_a_pipeline(run: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(run)
+    pipeline.register_to_config(sampling={"steps": 3, "guidance": 1.5})
+    pipeline.save_pretrained(tmp_path / "own")
+    assert exit_code("export", tmp_path / "own", tmp_path / "out", "--example", "a red coat") == 0
+    note = read_note(tmp_path / "out" / "examples" / "00.mp4")
+    assert (note["steps"], note["guidance"]) == (3, 1.5)
+
+
 def test_bfloat16(run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("export", run, tmp_path / "half", "--dtype", "bfloat16") == 0
     kinds = {}

@@ -186,7 +186,9 @@ def test_negative_prompts_and_ways_to_guide_change_what_is_made(run: Path, tmp_p
     assert len(set(made.values())) == len(made) == 6
 
 
-@pytest.mark.parametrize("text", ["0", "parallel", "parallel=", "parallel=x", "eta=0", "parallel=0;radius=15", ""])
+@pytest.mark.parametrize(
+    "text", ["0", "parallel", "parallel=", "parallel=x", "eta=0", "parallel=0;radius=15", "", "parallel=0,parallel=1"]
+)
 def test_what_is_no_projection(text: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mp4"
     assert exit_code("generate", run, "--prompt", "red", "--guidance-projection", text, "--out", out) == 2
