@@ -121,7 +121,12 @@ def _find(config: RunConfig) -> tuple[Path, dict[str, Any] | None]:
     """The folder with the weights, and state.json where it is a checkpoint's."""
     folder = Path(str(config.init_from))
     if (folder / "checkpoints").is_dir():
-        folder = checkpoints.find_checkpoint(folder)
+        try:
+            folder = checkpoints.find_checkpoint(folder)
+        except Refused as error:  # --fallback is about the run that is trained
+            told = str(error).removesuffix(f"; {checkpoints.FALLBACK}")
+            raise Refused("no whole checkpoint to start from", where="init_from", got=told,
+                          fix="name another of its checkpoints, as RUN/checkpoints/step-...") from None  # fmt: skip
     elif (folder / "state.json").is_file():
         checkpoints.verify_checkpoint(folder)
     else:

@@ -1,6 +1,7 @@
 """What may differ between a run and its continuation: every key of the recipe has a class here."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ def begun_with(folder: Path) -> RunConfig | None:
         Refused: a newer mmdit wrote it, or its recipe cannot be read.
     """
     path = folder / "config.yaml"
-    found = checkpoints.list_checkpoints(folder)
-    if not path.is_file() or not found:
+    if not os.path.isfile(path) or not (found := checkpoints.list_checkpoints(folder)):  # false for a name too long
         return None
     for checkpoint in found:
         if (checkpoint / "state.json").is_file():

@@ -1,6 +1,7 @@
 """A new run from weights that there are: what fits is taken, and all of it is told."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,11 @@ def test_a_resumed_run_does_not_read_it(recipe: Any, old: Path, tmp_path: Path) 
     train(config, tmp_path / "run")
     old.rename(tmp_path / "moved")
     assert begin(config, tmp_path / "run").step == 2
+
+
+def test_a_damaged_checkpoint_to_start_from_is_no_matter_of_fallback(recipe: Any, old: Path, tmp_path: Path) -> None:
+    shutil.copytree(old, tmp_path / "damaged")
+    (find_checkpoint(tmp_path / "damaged") / "manifest.json").write_text("{")
+    with pytest.raises(Refused, match="init_from, got .*manifest.json.*name another of its checkpoints") as refusal:
+        train(recipe(init_from=str(tmp_path / "damaged")), tmp_path / "run", fallback=True)
+    assert "--fallback" not in str(refusal.value)

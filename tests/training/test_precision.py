@@ -94,3 +94,9 @@ def test_processes_that_chose_unlike_precisions_are_refused(monkeypatch: pytest.
         else:
             with pytest.raises(Refused, match="got bf16, no.*set precision="):
                 processes._check_alike(two)
+
+
+@pytest.mark.parametrize("name", ["auto", "float32"])
+def test_a_folder_that_cannot_be_is_refused_whatever_the_precision(recipe: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(Refused):
+        train(recipe(precision=name), tmp_path / ("x" * 300))
