@@ -143,3 +143,12 @@ def test_captions_are_embedded_on_request(tmp_path: Path, capsys: pytest.Capture
     assert np.allclose(
         texts.embedding("a red coat").pooled, encoder.encode(["a red coat"]).pooled[0].detach(), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("said", ["on", "off"])
+def test_tiling_in_a_recipe(said: str, videos: Path, tmp_path: Path) -> None:
+    """YAML takes on and off for True and False."""
+    (tmp_path / "a.yaml").write_text(f"tiling: {said}\nframes: 5\nsize: 64x48\nmax_skipped: 100%\n")
+    assert run(videos, "--out", tmp_path / "store", "--recipe", tmp_path / "a.yaml") == 0
+    tile = LatentStore.open(tmp_path / "store").meta["settings"]["tiling"]
+    assert (tile is not None) == (said == "on")

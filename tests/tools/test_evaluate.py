@@ -99,7 +99,8 @@ def test_other_networks_and_captions(place: Path, tmp_path: Path) -> None:
 
 
 def test_given_frames_are_measured_beside_the_codec(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = result(place, place / "run", *QUICK, "--store", place / "store", "--given", "first")["figures"]["given"]
+    store = (place / "store").as_uri()
+    found = result(place, place / "run", *QUICK, "--store", store, "--given", "first")["figures"]["given"]
     # nothing that the codec makes depends on other frames, so what is given comes back exactly as by the codec
     assert found["psnr"]["generated"] == pytest.approx(found["psnr"]["codec"], abs=0.01)
     assert found["within_1_db"] == 1
