@@ -206,8 +206,8 @@ def _check(call: "Call", found: "Source", sampler: str | None, clips: int) -> No
         make_scheduler(sampler, found.process or RectifiedFlow())  # refuses one that does not fit
     if clips > MOST_CLIPS:
         raise Refused("too many clips", got=clips, expected=f"at most {MOST_CLIPS} at a time")
-    if call.fps is not None and not 0 < call.fps <= 1000:
-        raise Refused("the rate is out of range", got=call.fps, expected="more than 0 and at most 1000 frames a second")
+    if call.fps is not None and not 0.01 <= call.fps <= 1000:  # a gif shows a frame for eleven minutes at most
+        raise Refused("the rate is out of range", got=call.fps, expected="0.01 to 1000 frames a second")
     kind = output.output_format(call.out)
     if kind and clips > 1:
         raise Refused("several clips need a folder", got=f"{call.out} for {clips} clips",

@@ -145,6 +145,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["--prompt", "red", "--frames", "many"], "many"),
     (["--prompt", "red", "--fps", "0"], "rate"),
     (["--prompt", "red", "--fps", "nan"], "rate"),
+    (["--prompt", "red", "--fps", "0.001"], "rate is out of range, got 0.001, expected 0.01 to 1000 frames a second"),
     (["--prompt", "red", "--out", "clip.avi"], "mp4, gif, webp or png"),
     (["--prompt", "red", "--out", "used"], "is not empty, in used; name a new one\n"),
     (["--prompt", "red", "--count", "900", "--batch", "900", "--out", "x", "--size", "1024x1024"], "at most 4 GiB"),
@@ -186,7 +187,7 @@ def test_what_no_model_is_needed_for_is_refused_before_one_is_loaded(
     (tmp_path / "file").write_text("x")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a").write_text("x")
-    for words, _ in (*REFUSALS[:17], *REFUSALS[21:31]):
+    for words, _ in (*REFUSALS[:17], *REFUSALS[21:32]):
         out = [] if "--out" in words else ["--out", "clip.mp4"]
         assert generate(run, *words, *out) == 2, words
 

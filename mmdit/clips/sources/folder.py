@@ -13,8 +13,9 @@ from mmdit.errors import Refused
 def folder_clips(paths: Paths, rows: Rows) -> Iterator[SourceClip]:
     """Every video and image below the folder is a clip; the text of NAME.txt beside NAME.mp4 is its caption.
 
-    Hidden files and folders (`.name`) are left out, links to folders not followed. With labels by folder, the first
-    folder on the way is the label, and a file that lies beside the class folders is refused.
+    Hidden files and folders (`.name`) and sheets of generated clips are left out, links to folders not followed. With
+    labels by folder, the first folder on the way is the label, and a file that lies beside the class folders is
+    refused.
     """
     suffixes, by_folder = rows.rules.suffixes(), rows.rules.labels == "folder"
     for relative, siblings in walk(paths, rows.notes):
@@ -22,6 +23,9 @@ def folder_clips(paths: Paths, rows: Rows) -> Iterator[SourceClip]:
         if suffix.lower() not in suffixes:
             if suffix.lower() != ".txt":
                 rows.notes.add("files of other kinds", relative)
+            continue
+        if os.path.basename(relative) == "sheet.png" and "manifest.json" in siblings:  # of what `mmdit generate` made
+            rows.notes.add("sheets of generated clips", relative)
             continue
         where = str(paths.folder / relative)
         path = paths.below(relative, where)

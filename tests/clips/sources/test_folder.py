@@ -31,6 +31,13 @@ def test_what_is_no_clip_is_counted(tmp_path: Path) -> None:
     assert found.notes == {"files of other kinds": 2} and found.first == {"files of other kinds": "data.bin"}
 
 
+def test_the_sheet_of_generated_clips_is_none_of_them(tmp_path: Path) -> None:
+    fill(tmp_path, "made/0.png", "made/sheet.png", "made/manifest.json", "others/sheet.png")
+    found = find_source(tmp_path)
+    assert [clip.path for clip in found.clips] == ["made/0.png", "others/sheet.png"]
+    assert found.notes["sheets of generated clips"] == 1
+
+
 def test_captions_by_file_name_where_no_other_is_given(tmp_path: Path) -> None:
     fill(tmp_path, "deep/a_red-coat__on. a peg.mp4", "b.mp4")
     (tmp_path / "b.txt").write_text("given\n")
